@@ -3,6 +3,7 @@ package vm
 import (
 	"path"
 	"strings"
+	"unicode/utf8"
 )
 
 // The most that one command may carry in. They keep every message that holds a
@@ -15,7 +16,8 @@ const (
 // Command is one program to run in a VM.
 type Command struct {
 	// Args is the program and its arguments; the program is looked up in the
-	// PATH inside the VM. At least one, none with a NUL byte.
+	// PATH inside the VM. At least one; like Env and Dir, all are UTF-8 without
+	// NUL bytes, because they and the result that repeats them travel as JSON.
 	Args []string `json:"args"`
 	// Env is added to the environment that the VM's profile defines, as
 	// KEY=VALUE; a later entry wins.
@@ -38,25 +40,30 @@ func (c Command) Validate() error {
 	size := 0
 	for _, s := range c.Args {
 		size += len(s) + 1
-		if strings.IndexByte(s, 0) >= 0 {
-			return Errorf(CodeInvalidArgument, "an argument of the command holds a NUL byte")
+		if !isText(s) {
+			return Errorf(CodeInvalidArgument, "an argument of the command is not UTF-8 text, or holds a NUL byte").
+				WithHint("pass other bytes on stdin (-i), or have a shell in the VM make them with printf")
 		}
 	}
 	for _, s := range c.Env {
 		size += len(s) + 1
-		if strings.IndexByte(s, 0) >= 0 || strings.IndexByte(s, '=') <= 0 {
-			return Errorf(CodeInvalidArgument, "an environment entry is not KEY=VALUE").WithHint("use -e KEY=VALUE, with a name and without NUL bytes")
+		if !isText(s) || strings.IndexByte(s, '=') <= 0 {
+			return Errorf(CodeInvalidArgument, "an environment entry is not KEY=VALUE in UTF-8").
+				WithHint("use -e KEY=VALUE, with a name and without NUL bytes")
 		}
 	}
 	if size > MaxArgsBytes {
 		return Errorf(CodeInvalidArgument, "arguments and environment take %d bytes; the most is %d", size, MaxArgsBytes).
 			WithHint("pass large input on stdin (-i)")
 	}
-	if c.Dir != "" && (!path.IsAbs(c.Dir) || strings.IndexByte(c.Dir, 0) >= 0) {
+	if c.Dir != "" && (!path.IsAbs(c.Dir) || !isText(c.Dir)) {
 		return Errorf(CodeInvalidArgument, "the working directory %q is not an absolute path", c.Dir)
 	}
 	return ValidateTimeout(c.TimeoutSeconds)
 }
+
+// isText reports whether s survives JSON and exec(2).
+func isText(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }
 
 // String returns the command as a line that a shell would read back as the
 // same arguments.
