@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"pyro/internal/backend"
+	"pyro/internal/need"
 	"pyro/internal/vm"
 )
 
@@ -30,11 +31,11 @@ func eachShim(t *testing.T, test func(t *testing.T, user, noCgroup bool)) {
 		t.Run(k.name, func(t *testing.T) {
 			t.Parallel()
 			if !k.user && os.Geteuid() != 0 {
-				need(t, "root", errors.New("the tests run as an ordinary user"))
+				missing(t, need.Root, errors.New("the tests run as an ordinary user"))
 			}
 			if !k.noCgroup {
 				if k.user && os.Geteuid() == 0 {
-					need(t, "delegation", errors.New("the tests run as root"))
+					missing(t, "delegation", errors.New("the tests run as root"))
 				}
 				needCgroup(t)
 			}
@@ -82,7 +83,7 @@ func TestMemory(t *testing.T) {
 func TestCPU(t *testing.T) {
 	t.Parallel()
 	if runtime.NumCPU() < 2 {
-		need(t, "cpus", errors.New("the machine has only one CPU"))
+		missing(t, "cpus", errors.New("the machine has only one CPU"))
 	}
 	eachShim(t, func(t *testing.T, user, noCgroup bool) {
 		r := runShim(t, user, scenario{Name: "cpu", NoCgroup: noCgroup, Want: wantJSON{MiB: 500, CPUs: 1, Tasks: 500}})
@@ -187,7 +188,7 @@ func TestReclaim(t *testing.T) {
 // the same VM.
 func TestOpenLeftover(t *testing.T) {
 	t.Parallel()
-	need(t, "root", func() error {
+	missing(t, need.Root, func() error {
 		if os.Geteuid() != 0 {
 			return errors.New("the tests run as an ordinary user")
 		}
@@ -214,7 +215,7 @@ func TestOpenLeftover(t *testing.T) {
 func TestOpenOutsideShim(t *testing.T) {
 	t.Parallel()
 	if unix.Getpid() == 1 {
-		need(t, "pid", errors.New("the tests are process 1"))
+		missing(t, "pid", errors.New("the tests are process 1"))
 	}
 	if l, err := Open(t.Context(), vm.NewID(), vm.Resources{VCPUCount: 1, MemMiB: 256}, testLog(t.Output())); err == nil {
 		l.Close(t.Context())

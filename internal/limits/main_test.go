@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -16,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"pyro/internal/need"
 	"pyro/internal/vm"
 )
 
@@ -36,24 +35,19 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// need skips the test, with the reason, where the machine lacks something; it
-// fails it instead where PYRO_REQUIRE, a comma list, says that the machine must
-// have it.
-func need(t *testing.T, what string, missing error) {
+// missing skips the test, unless it is required, where err says that the
+// machine lacks something.
+func missing(t *testing.T, what need.Need, err error) {
 	t.Helper()
-	if missing == nil {
-		return
+	if err != nil {
+		need.Missing(t, what, err.Error())
 	}
-	if slices.Contains(strings.Split(os.Getenv("PYRO_REQUIRE"), ","), what) {
-		t.Fatalf("PYRO_REQUIRE demands %s: %v", what, missing)
-	}
-	t.Skipf("needs %s: %v", what, missing)
 }
 
 // needCgroup skips the test unless cgroups can be made here for every limit.
 func needCgroup(t *testing.T) {
 	t.Helper()
-	need(t, "cgroup", func() error {
+	missing(t, need.Cgroup, func() error {
 		trees, err := readTrees("/proc")
 		if err != nil {
 			return err
@@ -142,7 +136,7 @@ func startShim(t *testing.T, user bool, s scenario) *shim {
 	}
 	if err := cmd.Start(); err != nil {
 		if user {
-			need(t, "userns", err)
+			missing(t, need.GVisor, err)
 		}
 		t.Fatal(err)
 	}

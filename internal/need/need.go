@@ -1,7 +1,7 @@
 // Package need is for tests alone: it lets a test say what it needs of the
 // machine. Where the machine has not got it the test is skipped, with the
 // reason, or fails if the environment variable PYRO_REQUIRE names the need (a
-// list separated by commas: gvisor, root, kvm). So that where things are meant
+// list separated by commas: gvisor, cgroup, root). So that where things are meant
 // to work, as in continuous integration, nothing is skipped unnoticed.
 package need
 
@@ -24,6 +24,8 @@ const (
 	// GVisor stands for all that sandboxes take: namespaces, and a /proc that
 	// may be mounted in them.
 	GVisor Need = "gvisor"
+	// Cgroup is that the user may make control groups for every limit.
+	Cgroup Need = "cgroup"
 	// Root is the rights of the real root.
 	Root Need = "root"
 )
