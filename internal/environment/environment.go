@@ -1,4 +1,16 @@
 // Package environment makes the root filesystems that VMs start from.
+//
+// An environment is made once, never changed afterwards, and shared by all the
+// VMs that start from it: what a VM writes goes to the VM's own overlay. So
+// starting a VM costs no copy, and a VM cannot leave anything behind for the
+// next one.
+//
+// The one environment that needs no download is made by Host: the programs of
+// this machine, without anything that belongs to this machine or its users. Its
+// rule is that everything inside is there because a list says so. Nothing is
+// copied and then removed, because what nobody thought of must stay outside;
+// and nothing is shown that an ordinary user of the machine could not read, so
+// that it makes no difference whether root prepared it.
 package environment
 
 // Root is an environment's root filesystem, read-only and shared by all VMs
