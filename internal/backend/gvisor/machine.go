@@ -1,0 +1,222 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/runsc/config"
+	"gvisor.dev/gvisor/runsc/container"
+	"gvisor.dev/gvisor/runsc/sandbox"
+
+	"pyro/internal/backend"
+	"pyro/internal/vm"
+)
+
+// machine is one gVisor sandbox. Start, Stop and Delete come one at a time, as
+// the contract says; mu guards what Exec and Done read beside them.
+type machine struct {
+	spec   backend.Spec
+	bundle string
+	conf   *config.Config
+
+	mu      sync.Mutex
+	sandbox *container.Container // nil when stopped or deleted
+	started bool
+	deleted bool
+	done    chan struct{} // closed when the sandbox of the last Start is gone
+}
+
+// create starts a sandbox process, and the gofer that serves it files, without
+// anything inside.
+func (m *machine) create(ctx context.Context) error {
+	boot := bootArgs{
+		CPUs:   m.spec.Resources.VCPUCount,
+		Memory: uint64(m.spec.Resources.MemMiB) << 20,
+	}
+	oci := ociSpec(m.spec)
+	if err := writeBundle(m.bundle, oci, boot); err != nil {
+		return err
+	}
+	init, err := idleFile()
+	if err != nil {
+		return err
+	}
+	defer init.Close()
+	c, err := container.New(m.conf, container.Args{
+		ID:        string(m.spec.ID),
+		Spec:      oci,
+		BundleDir: m.bundle,
+		ExecFile:  init,
+	})
+	if err != nil {
+		return m.blame(fmt.Errorf("create the sandbox: %w", err))
+	}
+	m.mu.Lock()
+	m.sandbox = c
+	m.mu.Unlock()
+	return ctx.Err()
+}
+
+// Start boots the sandbox, under its limits.
+func (m *machine) Start(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	c, started, deleted := m.sandbox, m.started, m.deleted
+	m.mu.Unlock()
+	switch {
+	case deleted:
+		return vm.Errorf(vm.CodeInvalidState, "vm %s is deleted", m.spec.ID)
+	case started:
+		return vm.Errorf(vm.CodeInvalidState, "vm %s is already started", m.spec.ID)
+	case c == nil:
+		if err := m.create(ctx); err != nil {
+			return errors.Join(err, m.kill())
+		}
+		c = m.sandbox
+	}
+	// Joining control groups waits for the kernel, and so does booting; both
+	// are done before anything of the environment's runs.
+	confined := make(chan error, 1)
+	go func() { confined <- m.spec.Limits.Confine(ctx) }()
+	err := c.Start(m.conf)
+	if err != nil {
+		err = m.blame(fmt.Errorf("start the sandbox: %w", err))
+	}
+	if err := errors.Join(err, <-confined, ctx.Err()); err != nil {
+		return errors.Join(err, m.kill())
+	}
+	done := make(chan struct{})
+	m.mu.Lock()
+	m.started, m.done = true, done
+	m.mu.Unlock()
+	go func() {
+		defer close(done)
+		// Returns when process 1 or the sandbox has ended, and has then
+		// collected the sandbox's process. How it ended says nothing more.
+		c.Sandbox.Wait(c.ID)
+	}()
+	return nil
+}
+
+// Stop kills the sandbox.
+func (m *machine) Stop(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	deleted := m.deleted
+	m.mu.Unlock()
+	if deleted {
+		return vm.Errorf(vm.CodeInvalidState, "vm %s is deleted", m.spec.ID)
+	}
+	return m.kill()
+}
+
+// Delete kills the sandbox and removes its files.
+func (m *machine) Delete(context.Context) error {
+	if err := m.kill(); err != nil {
+		return err
+	}
+	if err := errors.Join(os.RemoveAll(m.bundle), os.RemoveAll(m.conf.RootDir), os.RemoveAll(m.panicLog())); err != nil {
+		return fmt.Errorf("remove the sandbox's files: %w", err)
+	}
+	m.mu.Lock()
+	m.deleted = true
+	m.mu.Unlock()
+	return nil
+}
+
+// kill ends the sandbox's processes and frees what gVisor holds for them.
+func (m *machine) kill() error {
+	m.mu.Lock()
+	c, done, started := m.sandbox, m.done, m.started
+	m.mu.Unlock()
+	if c == nil {
+		return unpinNetwork(m.conf) // a failed creation may have got that far
+	}
+	// Destroy kills both processes too, but one after the other, and it and the
+	// goroutine that waits for a started sandbox would both try to collect its
+	// process.
+	for _, pid := range []int{c.SandboxPid(), c.GoferPid.Load()} {
+		if pid <= 0 {
+			continue
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("kill the sandbox: %w", err)
+		}
+	}
+	if started {
+		<-done
+	}
+	if err := c.Destroy(); err != nil {
+		return fmt.Errorf("destroy the sandbox: %w", err)
+	}
+	if err := unpinNetwork(m.conf); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.sandbox, m.started = nil, false
+	m.mu.Unlock()
+	return nil
+}
+
+// Done is closed when the sandbox has ended.
+func (m *machine) Done() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.done
+}
+
+// Metadata says what the sandbox runs on.
+func (m *machine) Metadata() map[string]string {
+	return map[string]string{"platform": m.conf.Platform}
+}
+
+// running returns the sandbox that commands can run in, and what is closed when
+// it ends.
+func (m *machine) running() (*sandbox.Sandbox, <-chan struct{}, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.sandbox == nil || !m.started {
+		return nil, nil, vm.Errorf(vm.CodeInvalidState, "vm %s is not started", m.spec.ID)
+	}
+	return m.sandbox.Sandbox, m.done, nil
+}
+
+// panicLog is where the sandbox's process writes its last words.
+func (m *machine) panicLog() string { return filepath.Join(m.spec.Scratch, "panic.log") }
+
+// blame adds the sandbox's last words, if there are any, to an error that came
+// of its end.
+func (m *machine) blame(err error) error {
+	const enough = 2048
+	f, openErr := os.Open(m.panicLog())
+	if openErr != nil {
+		return err
+	}
+	defer f.Close()
+	words, readErr := io.ReadAll(io.LimitReader(f, enough))
+	if text := strings.TrimSpace(string(words)); readErr == nil && text != "" {
+		return fmt.Errorf("%w (the sandbox said: %s)", err, text)
+	}
+	return err
+}
+
+// unpinNetwork removes the mount by which gVisor keeps an empty network
+// namespace for later gofers.
+func unpinNetwork(conf *config.Config) error {
+	path := nullNetwork(conf)
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount %s: %w", path, err)
+	}
+	return nil
+}
