@@ -19,10 +19,13 @@ type damage struct{ error }
 func (d *damage) Unwrap() error { return d.error }
 
 // result returns SQLite's primary result code of err, or 0.
-func result(err error) int {
+func result(err error) int { return extended(err) & 0xff }
+
+// extended returns SQLite's extended result code of err, or 0.
+func extended(err error) int {
 	var e *sqlite.Error
 	if errors.As(err, &e) {
-		return e.Code() & 0xff
+		return e.Code()
 	}
 	return sqlite3.SQLITE_OK
 }
@@ -54,12 +57,12 @@ func explain(ctx context.Context, path string, err error) error {
 	case errors.As(err, &damaged), code == sqlite3.SQLITE_CORRUPT, code == sqlite3.SQLITE_NOTADB:
 		return unavailable("is damaged", "move "+path+" away, with the files of the same name ending in -wal and -shm: pyro then starts with an empty one, "+
 			"and VMs that are still running end when their time is up")
-	case code == sqlite3.SQLITE_FULL, errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case code == sqlite3.SQLITE_FULL, extended(err) == sqlite3.SQLITE_IOERR_SHMSIZE, errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return unavailable("cannot grow, the disk is full", "free some space on the disk or quota that it is on")
 	case code == sqlite3.SQLITE_BUSY, code == sqlite3.SQLITE_LOCKED, code == sqlite3.SQLITE_PROTOCOL:
 		return unavailable("is locked by another process", "try again; if this lasts, `fuser "+path+"` names the processes that have it open")
 	case code == sqlite3.SQLITE_IOERR:
-		return unavailable("cannot be read or written", "see df and dmesg for the state of the disk that it is on")
+		return unavailable("cannot be read or written", "if the disk that it is on is full (df), free some space; if it fails, dmesg says how")
 	case code == sqlite3.SQLITE_READONLY, code == sqlite3.SQLITE_CANTOPEN, code == sqlite3.SQLITE_PERM, isErrno(err):
 		return unavailable("cannot be opened for writing",
 			"its directory must exist, be yours and be on a disk that is mounted for writing; PYRO_BASE_DIR sets another")
