@@ -35,7 +35,8 @@ func (c Command) Validate() error {
 		return Errorf(CodeInvalidArgument, "the command is empty").WithHint("give the program to run after --, as in: pyro run -- ls -l")
 	}
 	if len(c.Args) > MaxArgs {
-		return Errorf(CodeInvalidArgument, "the command has %d arguments; the most is %d", len(c.Args), MaxArgs)
+		return Errorf(CodeInvalidArgument, "the command has %d arguments; the most is %d", len(c.Args), MaxArgs).
+			WithHint("pass long lists on stdin (-i), as xargs takes them")
 	}
 	size := 0
 	for _, s := range c.Args {
@@ -57,7 +58,8 @@ func (c Command) Validate() error {
 			WithHint("pass large input on stdin (-i)")
 	}
 	if c.Dir != "" && (!path.IsAbs(c.Dir) || !isText(c.Dir)) {
-		return Errorf(CodeInvalidArgument, "the working directory %q is not an absolute path", c.Dir)
+		return Errorf(CodeInvalidArgument, "the working directory %q is not an absolute path", c.Dir).
+			WithHint("give a path inside the VM that begins with /")
 	}
 	return ValidateTimeout(c.TimeoutSeconds)
 }

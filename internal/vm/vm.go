@@ -154,13 +154,15 @@ func (r Resources) Validate() error {
 	for _, l := range []struct {
 		name            string
 		value, min, max int
+		usual           int
 	}{
-		{"vcpu_count", r.VCPUCount, MinVCPUs, MaxVCPUs},
-		{"mem_mib", r.MemMiB, MinMemMiB, MaxMemMiB},
-		{"ttl_seconds", r.TTLSeconds, MinTTLSeconds, MaxTTLSeconds},
+		{"vcpu_count", r.VCPUCount, MinVCPUs, MaxVCPUs, DefaultVCPUs},
+		{"mem_mib", r.MemMiB, MinMemMiB, MaxMemMiB, DefaultMemMiB},
+		{"ttl_seconds", r.TTLSeconds, MinTTLSeconds, MaxTTLSeconds, DefaultTTLSeconds},
 	} {
 		if l.value < l.min || l.value > l.max {
-			return Errorf(CodeInvalidArgument, "%s must be between %d and %d, not %d", l.name, l.min, l.max, l.value)
+			return Errorf(CodeInvalidArgument, "%s must be between %d and %d, not %d", l.name, l.min, l.max, l.value).
+				WithHint(fmt.Sprintf("ask for %d to %d, or leave it out for the default of %d", l.min, l.max, l.usual))
 		}
 	}
 	return nil
@@ -170,13 +172,16 @@ func (r Resources) Validate() error {
 // positive and at most MaxTimeoutSeconds. The error's code is
 // CodeInvalidArgument.
 func ValidateTimeout(seconds int) error {
-	if seconds <= 0 {
-		return Errorf(CodeInvalidArgument, "timeout_seconds must be positive, not %d", seconds)
+	var e *Error
+	switch {
+	case seconds <= 0:
+		e = Errorf(CodeInvalidArgument, "timeout_seconds must be positive, not %d", seconds)
+	case seconds > MaxTimeoutSeconds:
+		e = Errorf(CodeInvalidArgument, "timeout_seconds must be at most %d, not %d", MaxTimeoutSeconds, seconds)
+	default:
+		return nil
 	}
-	if seconds > MaxTimeoutSeconds {
-		return Errorf(CodeInvalidArgument, "timeout_seconds must be at most %d, not %d", MaxTimeoutSeconds, seconds)
-	}
-	return nil
+	return e.WithHint(fmt.Sprintf("ask for 1 to %d, or leave it out for the default of %d", MaxTimeoutSeconds, DefaultTimeoutSeconds))
 }
 
 // VM is one disposable machine as every front end shows it. The JSON keys down

@@ -85,8 +85,7 @@ func (d *Driver) Create(ctx context.Context, spec backend.Spec) (backend.Machine
 	if err := os.Setenv(sidecarVariable, noSidecars); err != nil {
 		return nil, err
 	}
-	var err error
-	if m.conf, err = newConfig(filepath.Join(spec.Scratch, "runsc"), m.panicLog()); err != nil {
+	if err := m.openState(); err != nil {
 		return nil, err
 	}
 	if err := m.create(ctx); err != nil {

@@ -2,6 +2,7 @@ package gvisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -86,17 +87,23 @@ func startError(err error, program, dir string) error {
 	switch {
 	case has("initial working directory"):
 		// First, because a directory may fail in the ways of a program.
-		return vm.Errorf(vm.CodeInvalidArgument, "there is no directory %s in the VM", dir)
+		return vm.Errorf(vm.CodeInvalidArgument, "there is no directory %s in the VM", dir).
+			WithHint("a fresh VM of host has / and /root, /home, /tmp, /var and the like, empty")
 	case has("permission denied"), has("exec format error"), has("is a directory"):
-		return vm.Errorf(vm.CodeCommandNotRunnable, "not executable: %s", program)
+		return notRunnable(program)
 	case has("error finding executable"), has("failed to load") && (has("no such file or directory") || has("not a directory")):
 		return vm.Errorf(vm.CodeCommandNotFound, "command not found: %s", program).
 			WithHint("the VM has the programs of its environment alone; for host those are this machine's /usr")
 	case has("failed to load"):
-		_, reason, _ := strings.Cut(text, "failed to load ")
-		return vm.Errorf(vm.CodeCommandNotRunnable, "not executable: %s", reason)
+		return notRunnable(program)
 	}
 	return fmt.Errorf("start %s in %s: %w", program, dir, err)
+}
+
+// notRunnable says that there is such a file, but no program.
+func notRunnable(program string) error {
+	return vm.Errorf(vm.CodeCommandNotRunnable, "not executable: %s", program).
+		WithHint("make it executable (chmod +x), or name what runs it, as in: sh FILE")
 }
 
 // process is one command in a sandbox.
@@ -115,6 +122,9 @@ type process struct {
 func (p *process) wait() {
 	defer close(p.ended)
 	p.status, p.err = p.sandbox.WaitPID(string(p.machine.spec.ID), p.pid)
+	if p.err == nil && p.status.Signaled() && p.status.Signal() == unix.SIGKILL && p.machine.broken() {
+		p.err = errors.New("a process that it consists of was killed")
+	}
 }
 
 // Wait returns how the command ended.

@@ -24,6 +24,7 @@ import (
 type machine struct {
 	spec   backend.Spec
 	bundle string
+	state  *os.File // the directory that gVisor keeps its state in
 	conf   *config.Config
 
 	mu      sync.Mutex
@@ -31,6 +32,28 @@ type machine struct {
 	started bool
 	deleted bool
 	done    chan struct{} // closed when the sandbox of the last Start is gone
+}
+
+// openState makes the directory of gVisor's state and configures gVisor to use
+// it, by the number of its descriptor: the address of a unix socket in it must
+// not be longer than 107 bytes, and for one that is gVisor takes /run or /tmp,
+// where it would be left behind.
+func (m *machine) openState() error {
+	dir := filepath.Join(m.spec.Scratch, "runsc")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make gvisor's state directory: %w", err)
+	}
+	state, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("open gvisor's state directory: %w", err)
+	}
+	m.conf, err = newConfig(fmt.Sprintf("/proc/self/fd/%d", state.Fd()), m.panicLog())
+	if err != nil {
+		state.Close()
+		return err
+	}
+	m.state = state
+	return nil
 }
 
 // create starts a sandbox process, and the gofer that serves it files, without
@@ -123,15 +146,22 @@ func (m *machine) Stop(ctx context.Context) error {
 
 // Delete kills the sandbox and removes its files.
 func (m *machine) Delete(context.Context) error {
+	m.mu.Lock()
+	deleted := m.deleted
+	m.mu.Unlock()
+	if deleted {
+		return nil
+	}
 	if err := m.kill(); err != nil {
 		return err
 	}
-	if err := errors.Join(os.RemoveAll(m.bundle), os.RemoveAll(m.conf.RootDir), os.RemoveAll(m.panicLog())); err != nil {
+	if err := errors.Join(os.RemoveAll(m.bundle), os.RemoveAll(m.state.Name()), os.RemoveAll(m.panicLog())); err != nil {
 		return fmt.Errorf("remove the sandbox's files: %w", err)
 	}
 	m.mu.Lock()
 	m.deleted = true
 	m.mu.Unlock()
+	m.state.Close()
 	return nil
 }
 
@@ -179,6 +209,26 @@ func (m *machine) Done() <-chan struct{} {
 // Metadata says what the sandbox runs on.
 func (m *machine) Metadata() map[string]string {
 	return map[string]string{"platform": m.conf.Platform}
+}
+
+// broken reports whether one of the processes that make up the machine has
+// ended. When the gofer does, gVisor kills all that runs inside, one after
+// another, and then itself.
+func (m *machine) broken() bool {
+	m.mu.Lock()
+	c := m.sandbox
+	m.mu.Unlock()
+	if c == nil {
+		return true
+	}
+	for _, pid := range []int{c.SandboxPid(), c.GoferPid.Load()} {
+		var info unix.Siginfo
+		err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if err != nil || info.Signo != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // running returns the sandbox that commands can run in, and what is closed when
