@@ -20,11 +20,11 @@ func TestVMThatEndedAfterItsTimeHasExpired(t *testing.T) {
 		failed := vm.Errorf(vm.CodeVMFailed, "it ended")
 		v := vm.VM{ID: "0123456789ab", TTLSeconds: 60, ExpiresAt: vm.Time{Time: time.Now().Add(time.Minute)}}
 		var m Manager
-		time.Sleep(time.Minute - 1)
+		time.Sleep(time.Minute - time.Nanosecond)
 		if err := m.explain(v, failed); !errors.Is(err, CodeVMFailed) {
 			t.Errorf("before its time: %v", err)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		for _, cause := range []error{failed, fmt.Errorf("delete: %w", failed)} {
 			err := AsError(m.explain(v, cause))
 			if err.Code != CodeVMExpired || err.Hint == "" || !strings.Contains(err.Message, "0123456789ab expired after 60 s") {

@@ -34,6 +34,7 @@ type streams struct {
 	stdin, stdout, stderr stream
 
 	out     [2]output // stdout and stderr
+	lines   *lines    // stderr, where the caller gave a writer
 	copying sync.WaitGroup
 
 	// broken is closed when output can be delivered no more. The command is to
@@ -46,8 +47,7 @@ type streams struct {
 
 // output is one of the two streams that a command writes.
 type output struct {
-	w     io.Writer
-	kept  *capture // w, where the caller gave none
+	kept  *capture // where the caller gave no writer
 	bytes int64    // what came of it
 	err   error    // why not all of it was delivered
 }
@@ -74,12 +74,13 @@ func openStreams(r RunRequest) (_ *streams, err error) {
 		go feed(s.stdin.host, r.Stdin)
 	}
 	stdout, stderr := r.Stdout, r.Stderr
-	if stdout != nil && same(stdout, stderr) {
-		stdout = &turns{w: stdout}
-		stderr = stdout
-	}
 	if stderr != nil {
-		stderr = &lines{w: stderr}
+		s.lines = &lines{w: stderr}
+		stderr = s.lines
+		if same(r.Stdout, r.Stderr) {
+			stderr = &turns{w: stderr}
+			stdout = stderr
+		}
 	}
 	s.serve(&s.out[0], s.stdout.host, stdout, r.MaxOutput)
 	s.serve(&s.out[1], s.stderr.host, stderr, r.MaxOutput)
@@ -188,7 +189,6 @@ func (s *streams) serve(o *output, r *os.File, w io.Writer, maxOutput int) {
 		o.kept = &capture{limit: maxOutput}
 		w = o.kept
 	}
-	o.w = w
 	s.copying.Go(func() {
 		// To a command that takes no notice of SIGPIPE its writes fail.
 		defer r.Close()
@@ -230,7 +230,10 @@ func (s *streams) finish(ctx context.Context) error {
 	stop()
 	s.closeHostEnds()
 	for i, name := range []string{"stdout", "stderr"} {
-		if err := s.out[i].err; err != nil && !readerGone(err) && ctx.Err() == nil {
+		if err := s.out[i].err; err != nil && !readerGone(err) {
+			if ctx.Err() != nil {
+				return ctx.Err() // which cut the delivery short
+			}
 			return vm.Errorf(vm.CodeInternal, "deliver the command's %s: %w", name, err).
 				WithHint("what it was to be written to has no room, or is closed")
 		}
@@ -245,12 +248,11 @@ func readerGone(err error) bool {
 
 // note adds a line of pyro's own to the end of stderr, on a line of its own.
 func (s *streams) note(line string) error {
-	o := &s.out[1]
-	if o.kept != nil {
-		o.kept.note(line)
+	if kept := s.out[1].kept; kept != nil {
+		kept.note(line)
 		return nil
 	}
-	if err := o.w.(*lines).note(line); err != nil && !readerGone(err) {
+	if err := s.lines.note(line); err != nil && !readerGone(err) {
 		return fmt.Errorf("deliver the command's stderr: %w", err)
 	}
 	return nil
