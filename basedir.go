@@ -87,8 +87,8 @@ func makePrivate(dir string) error {
 	switch perm := info.Mode().Perm(); {
 	case perm&0o077 == 0:
 		return nil
-	case perm&0o022 != 0:
-		return fmt.Errorf("others may write in it (mode %v)", info.Mode())
+	case perm&0o002 != 0:
+		return fmt.Errorf("anybody may write in it (mode %v)", info.Mode())
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -96,7 +96,7 @@ func makePrivate(dir string) error {
 	}
 	_, err = os.Lstat(filepath.Join(dir, databaseName))
 	if len(entries) > 0 && err != nil {
-		return fmt.Errorf("others may read it (mode %v), and there are files in it that are not pyro's", info.Mode())
+		return fmt.Errorf("others may enter it (mode %v), and there are files in it that are not pyro's", info.Mode())
 	}
 	return os.Chmod(dir, 0o700)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"syscall"
+	"time"
 
 	"pyro/internal/shim"
 	"pyro/internal/store"
@@ -29,15 +30,22 @@ func (m *Manager) claim() (*shim.Claim, error) {
 		WithHint("free some space, or set PYRO_BASE_DIR to a directory that is writable and has room")
 }
 
-// release frees what is left of a VM whose processes are gone: its row, its
-// directory, its control groups and last its lock, so that whoever comes upon
-// a part of it after a crash finds all the rest.
-func (m *Manager) release(c *shim.Claim) error {
-	ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
+// release frees what is left of a VM whose processes are gone: its control
+// groups and its directory, then its row, for until then it counts, and last
+// its lock, under which whoever comes after a crash finds all the rest.
+func (m *Manager) release(ctx context.Context, c *shim.Claim) error {
+	ctx, cancel := context.WithTimeout(ctx, cleanupTime)
 	defer cancel()
-	_, err := m.store.Delete(ctx, c.ID)
-	return errors.Join(err, c.Reclaim(ctx), c.Release())
+	err := c.Reclaim(ctx)
+	if err == nil {
+		_, err = m.store.Delete(ctx, c.ID)
+	}
+	return errors.Join(err, c.Release())
 }
+
+// reapTime bounds what one orphan may cost somebody else's run. What takes
+// longer is left for a later one.
+const reapTime = 500 * time.Millisecond
 
 // reap frees what dead processes left, VMs without an owner and rows without a
 // VM, and environments that nothing needs any more.
@@ -50,7 +58,10 @@ func (m *Manager) reap(ctx context.Context) error {
 		m.log.Info("reclaim an orphaned vm", "vm", c.ID)
 		// One that cannot be freed stays an orphan, and is nothing that a new
 		// VM should fail for.
-		if err := m.release(c); err != nil {
+		reclaim, cancel := context.WithTimeout(ctx, reapTime)
+		err := m.release(reclaim, c)
+		cancel()
+		if err != nil {
 			m.log.Warn("reclaim an orphaned vm", "vm", c.ID, "err", err)
 		}
 	}

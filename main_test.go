@@ -29,8 +29,8 @@ var scratch string
 func raceLogs() string { return filepath.Join(scratch, "race") }
 
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == shim.Role {
-		os.Exit(shim.Main([]backend.Driver{newScripted(mock.New())}))
+	if shim.IsRole(os.Args) {
+		os.Exit(shim.Main(os.Args, []backend.Driver{newScripted(mock.New())}))
 	}
 	if role := os.Getenv(roleVar); role != "" {
 		os.Exit(roles[role]())

@@ -59,7 +59,7 @@ func TestOpenMakesAPrivateDirectoryForItsState(t *testing.T) {
 
 func TestOpenTightensADirectoryThatIsTooOpen(t *testing.T) {
 	expectNothingLeft(t)
-	for _, mode := range []fs.FileMode{0o755, 0o750, 0o701} {
+	for _, mode := range []fs.FileMode{0o755, 0o775, 0o750, 0o701} {
 		base := t.TempDir()
 		check(t, os.Chmod(base, mode))
 		check(t, tryOpen(t, pyro.Options{BaseDir: base}))
@@ -236,9 +236,9 @@ func TestRowsOfVMsThatAreGoneDoNotCount(t *testing.T) {
 	check(t, err)
 }
 
-func TestOpenRefusesADirectoryThatOthersMayWrite(t *testing.T) {
+func TestOpenRefusesADirectoryThatAnybodyMayWrite(t *testing.T) {
 	expectNothingLeft(t)
-	for _, mode := range []fs.FileMode{0o777, 0o770, 0o777 | fs.ModeSticky} {
+	for _, mode := range []fs.FileMode{0o777, 0o702, 0o777 | fs.ModeSticky} {
 		base := t.TempDir()
 		check(t, os.Chmod(base, mode))
 		expectHint(t, mode.String(), tryOpen(t, pyro.Options{BaseDir: base}), pyro.CodeStateUnavailable, "yours alone")

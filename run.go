@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -49,7 +51,8 @@ type RunRequest struct {
 	// writer that is slow slows the command, and one that fails ends it with
 	// SIGPIPE. They may be the same writer, which then gets one Write at a
 	// time. Where one is nil the stream is kept for the result, up to
-	// MaxOutput bytes.
+	// MaxOutput bytes. When ctx ends Run waits a second, not more, for a Write
+	// that is under way.
 	Stdout, Stderr io.Writer
 	// MaxOutput is how many bytes of each kept stream the result holds, 0 or
 	// more; 0 means DefaultMaxOutput. What is over it is counted and dropped.
@@ -112,7 +115,9 @@ func (r *RunRequest) check() (vm.Resources, vm.Command, error) {
 // CodeInvalidArgument, CodeUnknownProfile, CodeCapacityExceeded,
 // CodeBackendUnavailable, CodeCommandNotFound, CodeCommandNotRunnable,
 // CodeVMExpired, CodeVMFailed, CodeStateUnavailable, and CodeCanceled when ctx
-// ends first.
+// ends first. Where the command has ended but a file or the row of its VM could
+// not be removed, the result's Cleanup says that it is not deleted, and the
+// next Run of anybody tries again.
 func (m *Manager) Run(ctx context.Context, r RunRequest) (*ExecResult, error) {
 	result, err := m.run(ctx, r)
 	if err != nil {
@@ -160,14 +165,22 @@ func canceled(ctx context.Context, err error) error {
 }
 
 // runIn makes the VM, runs the command and deletes the VM.
-func (m *Manager) runIn(ctx context.Context, r RunRequest, resources vm.Resources, command vm.Command, streams *streams) (_ *ExecResult, err error) {
+func (m *Manager) runIn(ctx context.Context, r RunRequest, resources vm.Resources, command vm.Command, streams *streams) (result *ExecResult, err error) {
 	defer streams.closeGuestEnds()
 	claim, err := m.claim()
 	if err != nil {
 		return nil, err
 	}
 	// Whatever the shim leaves, or never came to take, is freed here.
-	defer func() { err = errors.Join(err, m.release(claim)) }()
+	defer func() {
+		releaseErr := m.release(context.WithoutCancel(ctx), claim)
+		if result != nil && releaseErr != nil {
+			m.log.Warn("free the vm", "vm", claim.ID, "err", releaseErr)
+			result.Cleanup.Deleted = false
+			return
+		}
+		err = errors.Join(err, releaseErr)
+	}()
 
 	client, err := shim.Spawn(m.executable, claim)
 	if err != nil {
@@ -199,7 +212,7 @@ func (m *Manager) runIn(ctx context.Context, r RunRequest, resources vm.Resource
 // exec has the shim make and start the VM and run the command, all asked for
 // at once, and follows them. It completes v.
 func (m *Manager) exec(ctx context.Context, client *shim.Client, claim *shim.Claim, v *vm.VM, root environment.Root, command vm.Command, streams *streams, signals <-chan syscall.Signal) (vm.Exit, error) {
-	creation, err := client.Create(claim.ID, claim.Dir, v.Backend, vm.Resources{VCPUCount: v.VCPUCount, MemMiB: v.MemMiB, TTLSeconds: v.TTLSeconds}, root)
+	creation, err := client.Create(claim.ID, v.Backend, vm.Resources{VCPUCount: v.VCPUCount, MemMiB: v.MemMiB, TTLSeconds: v.TTLSeconds}, root)
 	if err != nil {
 		return vm.Exit{}, err
 	}
@@ -222,6 +235,9 @@ func (m *Manager) exec(ctx context.Context, client *shim.Client, claim *shim.Cla
 		return vm.Exit{}, err
 	}
 	v.Metadata, v.State = started.Metadata, vm.Started
+	if err := m.store.Update(ctx, v.ID, func(r *store.Record) error { r.VM = *v; return nil }); err != nil {
+		m.log.Warn("enter the start into the store", "vm", v.ID, "err", err) // the command runs all the same
+	}
 	stop := forward(ctx, execution, signals, streams)
 	defer stop()
 	return execution.Wait(ctx)
@@ -288,12 +304,17 @@ func (m *Manager) admit(ctx context.Context, id vm.ID, r RunRequest, resources v
 	if err := m.reap(ctx); err != nil {
 		return vm.VM{}, err
 	}
-	now := time.Now()
+	now := time.Now().Round(0) // by the wall clock, which counts sleep as the shim does
 	v := vm.VM{
 		ID: id, Profile: r.Profile, Backend: r.Backend,
 		VCPUCount: resources.VCPUCount, MemMiB: resources.MemMiB, TTLSeconds: resources.TTLSeconds,
 		CreatedAt: vm.Time{Time: now}, ExpiresAt: vm.Time{Time: now.Add(time.Duration(resources.TTLSeconds) * time.Second)},
 		State: vm.Created, Metadata: map[string]string{},
 	}
-	return v, m.store.Insert(ctx, store.Record{VM: v, Owner: store.OwnerRun}, m.maxActiveVMs)
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return vm.VM{}, fmt.Errorf("identify this boot: %w", err)
+	}
+	record := store.Record{VM: v, Owner: store.OwnerRun, BootID: strings.TrimSpace(string(boot))}
+	return v, m.store.Insert(ctx, record, m.maxActiveVMs)
 }

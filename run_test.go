@@ -280,20 +280,21 @@ func TestProgramThatIsNoShimIsAFailedVM(t *testing.T) {
 	}
 }
 
-func TestCloseUnderARunFailsItAndLeavesNoVM(t *testing.T) {
+func TestCloseUnderARunLeavesARowThatItReports(t *testing.T) {
 	r := newRig(t, "")
 	m, err := pyro.Open(r.ctx(), pyro.Options{BaseDir: r.base, Executable: r.program})
 	check(t, err)
-	done := make(chan error, 1)
+	done := make(chan *pyro.ExecResult, 1)
 	go func() {
-		_, err := m.Run(r.ctx(), r.shell("touch '"+r.stage("here")+"'; while [ ! -e '"+r.stage("done")+"' ]; do sleep 0.01; done"))
-		done <- err
+		got, err := m.Run(r.ctx(), r.shell("touch '"+r.stage("here")+"'; while [ ! -e '"+r.stage("done")+"' ]; do sleep 0.01; done"))
+		check(t, err)
+		done <- got
 	}()
 	await(t, "the command runs", func() bool { return r.reached("here") })
 	check(t, m.Close())
 	r.goOn("done")
-	if err := <-done; err == nil {
-		t.Error("it succeeded")
+	if got := <-done; got == nil || got.Code != 0 || got.Cleanup.Deleted {
+		t.Errorf("the result is %+v", got)
 	}
 	// The row is left, and counts for nobody.
 	r.run(r.shell("true"))

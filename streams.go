@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -220,14 +221,27 @@ func (s *streams) closeHostEnds() {
 	}
 }
 
+// writeTime is how long a Write that is under way when the context ends may
+// take to return.
+const writeTime = time.Second
+
 // finish waits until all output is delivered, or ctx ends; the guest's ends
 // must be closed everywhere. A reader that went away is the caller's affair and
 // no error.
 func (s *streams) finish(ctx context.Context) error {
 	s.tell()
-	stop := context.AfterFunc(ctx, s.closeHostEnds)
-	s.copying.Wait()
-	stop()
+	copied := make(chan struct{})
+	go func() { defer close(copied); s.copying.Wait() }()
+	select {
+	case <-copied:
+	case <-ctx.Done():
+		s.closeHostEnds()
+		select {
+		case <-copied:
+		case <-time.After(writeTime):
+			return ctx.Err() // a Write that does not return is its owner's
+		}
+	}
 	s.closeHostEnds()
 	for i, name := range []string{"stdout", "stderr"} {
 		if err := s.out[i].err; err != nil && !readerGone(err) {

@@ -36,13 +36,14 @@ func main() {
 	// unlike ignoring it, is not inherited by the programs that we start.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	os.Exit(cli.Main(context.Background(), cli.Program{
-		Executable: "/proc/self/exe",
-		Version:    version(),
-		Args:       os.Args[1:],
-		Stdin:      os.Stdin,
-		Stdout:     os.Stdout,
-		Stderr:     os.Stderr,
-		Signals:    signals,
+		Executable:  "/proc/self/exe",
+		Version:     version(),
+		Args:        os.Args[1:],
+		Stdin:       os.Stdin,
+		Stdout:      os.Stdout,
+		Stderr:      os.Stderr,
+		Signals:     signals,
+		StopSignals: func() { signal.Stop(signals) },
 	}))
 }
 
@@ -51,8 +52,8 @@ func main() {
 func role(args []string) {
 	gvisor.Role(args)
 	quickstart.PostponeCollection()
-	if len(args) == 2 && args[1] == shim.Role {
-		os.Exit(shim.Main([]backend.Driver{gvisor.New(), mock.New()}))
+	if shim.IsRole(args) {
+		os.Exit(shim.Main(args, []backend.Driver{gvisor.New(), mock.New()}))
 	}
 }
 

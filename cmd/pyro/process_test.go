@@ -74,7 +74,7 @@ func (p process) is(part string) bool {
 	case len(p.args) == 0:
 		return false
 	case part == "shim":
-		return len(p.args) == 2 && p.args[1] == "shim"
+		return len(p.args) == 3 && p.args[1] == "shim"
 	}
 	return filepath.Base(p.args[0]) == part
 }

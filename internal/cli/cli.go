@@ -30,8 +30,10 @@ type Program struct {
 	Args           []string // without the program's name
 	Stdin          *os.File
 	Stdout, Stderr io.Writer
-	// Signals delivers what the user's terminal or supervisor sends.
-	Signals <-chan os.Signal
+	// Signals delivers what the user's terminal or supervisor sends, until
+	// StopSignals is called: from then on a signal does what it always does.
+	Signals     <-chan os.Signal
+	StopSignals func()
 }
 
 // Main runs the command that p.Args names and returns the exit code.

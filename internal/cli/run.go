@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -33,7 +34,7 @@ not executable, 127 if there is no such command, 128+N if signal N killed it.
 Ctrl-C is passed on to COMMAND; a second one ends the machine.`,
 		Example: `  pyro run -- python3 -c 'print(6*7)'
   pyro run --mem-mib 512 --timeout-seconds 5 -- sh -c 'make test'
-  tar c src | pyro run -i -- sh -c 'tar x && go test ./...'
+  tar c src | pyro run -i -- sh -c 'tar x && python3 -m compileall -q src'
   pyro run --json -- uname -a`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -50,7 +51,7 @@ Ctrl-C is passed on to COMMAND; a second one ends the machine.`,
 	flags.IntVar(&f.request.TimeoutSeconds, "timeout-seconds", 30, "how long COMMAND may run, in `SECONDS`, up to 3600")
 	flags.IntVar(&f.request.TTLSeconds, "ttl-seconds", 600, "how long the machine may exist, in `SECONDS`, 60 to 3600")
 	flags.StringVarP(&f.request.Dir, "workdir", "w", "", "the `DIRECTORY` in the machine that COMMAND starts in")
-	flags.StringArrayVarP(&f.request.Env, "env-var", "e", nil, "set an environment variable, as `KEY=VALUE`; may be repeated")
+	flags.StringArrayVarP(&f.request.Env, "env-var", "e", nil, "set an environment variable, as `KEY=VALUE`, or as KEY to what it is here; may be repeated")
 	flags.BoolVarP(&f.stdin, "interactive", "i", false, "pass standard input to COMMAND")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print nothing of pyro's own but failures")
 	return cmd
@@ -70,8 +71,12 @@ func (c *cli) run(ctx context.Context, f *runFlags, args []string) error {
 	if err := f.check(); err != nil {
 		return err
 	}
+	env, err := inherit(f.request.Env)
+	if err != nil {
+		return err
+	}
 	r := f.request
-	r.Args = args
+	r.Args, r.Env = args, env
 	r.Backend = pyro.BackendName(f.backend)
 	if f.stdin {
 		r.Stdin = c.Stdin
@@ -104,7 +109,7 @@ func (c *cli) run(ctx context.Context, f *runFlags, args []string) error {
 // interruption is the cause of a context that ended because of a signal.
 type interruption struct{ signal syscall.Signal }
 
-func (i interruption) Error() string { return "interrupted twice (" + i.signal.String() + ")" }
+func (i interruption) Error() string { return "by a signal (" + i.signal.String() + ")" }
 
 // interrupted gives an error that came of a signal the exit code of one.
 func interrupted(ctx context.Context, err error) error {
@@ -116,7 +121,8 @@ func interrupted(ctx context.Context, err error) error {
 }
 
 // follow sorts the program's signals: the first goes to the command, a second
-// ends everything, and so does a terminal that hangs up.
+// ends everything, and so does a terminal that hangs up. After that they do
+// what they do to any program.
 func (c *cli) follow(parent context.Context) (ctx context.Context, command <-chan syscall.Signal, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan syscall.Signal, 1)
@@ -128,12 +134,13 @@ func (c *cli) follow(parent context.Context) (ctx context.Context, command <-cha
 			select {
 			case s := <-c.Signals:
 				sig, ok := s.(syscall.Signal)
-				if !ok || s == os.Interrupt && ctx.Err() != nil {
+				if !ok {
 					continue
 				}
 				if passed || sig == syscall.SIGHUP {
+					c.StopSignals()
 					cancel(interruption{sig})
-					continue
+					return
 				}
 				passed = true
 				signals <- sig
@@ -143,4 +150,25 @@ func (c *cli) follow(parent context.Context) (ctx context.Context, command <-cha
 		}
 	}()
 	return ctx, signals, func() { cancel(nil); <-done }
+}
+
+// inherit completes -e KEY, which stands for the caller's own value: so a
+// secret need not be among pyro's arguments, where others can read it.
+func inherit(env []string) ([]string, error) {
+	full := make([]string, len(env))
+	for i, kv := range env {
+		full[i] = kv
+		if kv == "" || strings.Contains(kv, "=") {
+			continue
+		}
+		value, ok := os.LookupEnv(kv)
+		if !ok {
+			return nil, &pyro.Error{
+				Code: pyro.CodeInvalidArgument, Message: fmt.Sprintf("there is no environment variable %q to pass on", kv),
+				Hint: "set it, or give its value: -e KEY=VALUE",
+			}
+		}
+		full[i] = kv + "=" + value
+	}
+	return full, nil
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
 
 	"pyro/internal/environment"
 	"pyro/internal/vm"
@@ -107,12 +108,20 @@ func lastWords(logPath string) *vm.Error {
 	}
 	for line := range strings.Lines(string(b)) {
 		if strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ") {
-			e.Message += " (" + strings.TrimSpace(line) + ")"
+			e.Message += " (" + strings.ToValidUTF8(strings.Map(printable, strings.TrimSpace(line)), "?") + ")"
 			e.Hint = "this is a defect of pyro; please report it"
 			break
 		}
 	}
 	return e
+}
+
+// printable keeps control characters from a terminal.
+func printable(r rune) rune {
+	if unicode.IsPrint(r) {
+		return r
+	}
+	return '?'
 }
 
 // call is a request under way.
@@ -166,9 +175,9 @@ type Creation struct{ call *call }
 
 // Create asks for the VM and returns at once, so that Start and Exec can be
 // asked for while it is made.
-func (c *Client) Create(id vm.ID, dir string, backend vm.BackendName, resources vm.Resources, root environment.Root) (Creation, error) {
+func (c *Client) Create(id vm.ID, backend vm.BackendName, resources vm.Resources, root environment.Root) (Creation, error) {
 	p, err := c.send(request{Op: opCreate, Create: &createParams{
-		ID: id, Dir: dir, Backend: backend, Resources: resources, Root: root,
+		Protocol: protocol, ID: id, Backend: backend, Resources: resources, Root: root,
 	}})
 	return Creation{p}, err
 }

@@ -79,7 +79,7 @@ func TestShimHasOneVM(t *testing.T) {
 	r.boot()
 	e := r.exec(30, "while [ ! -e done ]; do sleep 0.01; done; echo mine")
 	other := vm.NewID()
-	c, err := r.client.Create(other, filepath.Join(r.vms, string(other)), vm.Mock, resources(60), environment.Root{})
+	c, err := r.client.Create(other, vm.Mock, resources(60), environment.Root{})
 	check(t, err)
 	_, err = c.Wait(r.ctx())
 	expectCode(t, "create again", err, vm.CodeInvalidState)
@@ -228,7 +228,7 @@ func TestShimIsAloneInItsNamespaces(t *testing.T) {
 			t.Errorf("it is in this process's %s namespace", ns)
 		}
 	}
-	if !strings.HasSuffix(lines[2], " "+Role+" ") {
+	if !strings.HasSuffix(lines[2], " "+role+" "+r.claim.Dir+" ") {
 		t.Errorf("process 1 is %q", lines[2])
 	}
 	var processes int

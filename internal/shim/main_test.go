@@ -17,8 +17,8 @@ import (
 var raceLogs string
 
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == Role {
-		os.Exit(Main([]backend.Driver{newScripted(mock.New())}))
+	if IsRole(os.Args) {
+		os.Exit(Main(os.Args, []backend.Driver{newScripted(mock.New())}))
 	}
 	os.Exit(run(m))
 }

@@ -46,10 +46,15 @@ type request struct {
 	Signal *signalParams `json:"signal,omitempty"`
 }
 
+// protocol is the version of these messages. A library and a program may come
+// from different versions of pyro; a field that one of them does not know could
+// be a restriction.
+const protocol = 1
+
 // createParams says what VM to make.
 type createParams struct {
+	Protocol  int              `json:"protocol"`
 	ID        vm.ID            `json:"vm_id"`
-	Dir       string           `json:"dir"`
 	Backend   vm.BackendName   `json:"backend"`
 	Resources vm.Resources     `json:"resources"`
 	Root      environment.Root `json:"root"`

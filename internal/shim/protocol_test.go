@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -95,7 +94,7 @@ func (c *channel) drained(t testing.TB) bool {
 
 var everyRequest = []request{
 	{Seq: 1, Op: opCreate, Create: &createParams{
-		ID: "0123456789ab", Dir: "/a dir", Backend: vm.Mock, Resources: resources(60),
+		ID: "0123456789ab", Backend: vm.Mock, Resources: resources(60),
 		Root: environment.Root{Dir: "/root", Binds: []string{"/usr"}, Env: []string{"A=b"}, WorkingDir: "/w"},
 	}},
 	{Seq: 2, Op: opStart},
@@ -153,13 +152,14 @@ func TestMessagesArriveAsTheyWereSent(t *testing.T) {
 func TestMessagesOfConcurrentSendersDoNotMix(t *testing.T) {
 	expectNothingLeft(t)
 	a, b := pair(t)
-	const senders, each = 3, 6
+	const senders, each = 16, 6
 	var sending sync.WaitGroup
 	for s := range senders {
 		sending.Go(func() {
 			for i := range each {
-				// Beyond the socket's buffer, so that every one goes in pieces.
-				long := strings.Repeat(fmt.Sprint(s), 300_000+i)
+				// A little beyond the socket's buffer, so that every one goes in
+				// two pieces.
+				long := strings.Repeat(string(rune('a'+s)), 220_000+i)
 				if err := a.send(request{Seq: uint64(s), Op: op(long)}); err != nil {
 					t.Error(err)
 					return
@@ -171,7 +171,7 @@ func TestMessagesOfConcurrentSendersDoNotMix(t *testing.T) {
 		var r request
 		_, err := b.receive(&r)
 		check(t, err)
-		if want := strings.Repeat(fmt.Sprint(r.Seq), len(r.Op)); string(r.Op) != want {
+		if want := strings.Repeat(string(rune('a'+r.Seq)), len(r.Op)); string(r.Op) != want {
 			t.Fatalf("a message of sender %d holds something else", r.Seq)
 		}
 	}

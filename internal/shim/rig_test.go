@@ -149,7 +149,7 @@ func (r *rig) create() Creation { return r.createFor(600) }
 
 func (r *rig) createFor(ttl int) Creation {
 	r.Helper()
-	c, err := r.client.Create(r.claim.ID, r.claim.Dir, vm.Mock, resources(ttl), environment.Root{})
+	c, err := r.client.Create(r.claim.ID, vm.Mock, resources(ttl), environment.Root{})
 	check(r, err)
 	return c
 }

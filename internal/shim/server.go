@@ -29,23 +29,36 @@ const teardownTime = 10 * time.Second
 const queued = 256
 
 // Main is the shim: it serves one manager one VM and returns the process's
-// exit code. drivers are the backends that this program has.
-func Main(drivers []backend.Driver) int {
+// exit code. args are the program's arguments, as IsRole has them; drivers are
+// the backends that this program has.
+func Main(args []string, drivers []backend.Driver) int {
+	// Nothing is touched by somebody's mistake: a shim mounts over /proc and
+	// removes a directory.
+	if err := spawned(args[2]); err != nil {
+		fmt.Fprintf(os.Stderr, "%s is started by pyro itself: %v\n", role, err)
+		return vm.ExitFailure
+	}
 	conn, err := unixConn(controlFD)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "%s is started by pyro itself: %v\n", Role, err)
+		fmt.Fprintf(os.Stderr, "%s is started by pyro itself: %v\n", role, err)
 		return vm.ExitFailure
 	}
 	// The lock, and what the manager's caller left open without close-on-exec,
 	// are nothing for the VM's processes. Without this call of Linux 5.11 it is
 	// up to the driver.
+	unix.CloseOnExec(lockFD)
 	_ = unix.CloseRange(lockFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	unix.Umask(0o022) // commands of the mock inherit it
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	// gVisor passes on what os.Stderr is to process 1 of the sandbox, where
+	// anybody may open it. The runtime's last words go to the descriptor itself.
+	os.Stderr = os.Stdout // /dev/null
 	s := &server{
 		channel: channel{conn: conn},
+		dir:     args[2],
 		drivers: drivers,
 		setup:   errors.Join(identify(lockFD), enterNamespaces()),
-		log:     slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		log:     log,
 	}
 	s.serve()
 	return 0
@@ -56,16 +69,18 @@ func Main(drivers []backend.Driver) int {
 // and the deadline have their own.
 type server struct {
 	channel channel
+	dir     string // the VM's; "" once it is removed
 	drivers []backend.Driver
 	setup   error // why the namespaces are no good, told when a VM is asked for
 	log     *slog.Logger
 
 	// What carrying out requests made. Commands keep their own references.
-	params   createParams
-	limits   *limits.Limits
-	machine  backend.Machine
-	started  bool
-	deadline *deadline
+	params    createParams
+	limits    *limits.Limits
+	machine   backend.Machine
+	isolation vm.Isolation
+	started   bool
+	deadline  *deadline
 
 	// lifecycle is held while a machine is started, stopped or deleted: the
 	// contract wants one at a time, and a command that cannot be killed stops
@@ -107,6 +122,11 @@ func (s *server) serve() {
 	}()
 	s.read(requests)
 	cancel()
+	// Nobody wants the VM any more. Its processes die first, so that a driver
+	// that waits for one of them returns; what is left is tidying.
+	if os.Getpid() == 1 {
+		_ = unix.Kill(-1, unix.SIGKILL)
+	}
 	select {
 	case <-done:
 	case <-time.After(teardownTime):
@@ -191,6 +211,10 @@ func noRoom(err error) error {
 
 // create makes the machine, which takes nothing if it fails.
 func (s *server) create(ctx context.Context, p createParams) (_ *Created, err error) {
+	if p.Protocol != protocol {
+		return nil, vm.Errorf(vm.CodeBackendUnavailable, "the pyro program speaks version %d of the shim's protocol, and its caller version %d", protocol, p.Protocol).
+			WithHint("install the same version of the pyro program and of the library")
+	}
 	if s.params.ID != "" {
 		return nil, vm.Errorf(vm.CodeInvalidState, "the shim has a VM already")
 	}
@@ -201,7 +225,7 @@ func (s *server) create(ctx context.Context, p createParams) (_ *Created, err er
 	if s.deadline, err = newDeadline(time.Duration(p.Resources.TTLSeconds)*time.Second, s.expire); err != nil {
 		return nil, err
 	}
-	scratch, err := mountScratch(p.Dir)
+	scratch, err := mountScratch(s.dir)
 	if err != nil {
 		return nil, err
 	}
@@ -214,12 +238,13 @@ func (s *server) create(ctx context.Context, p createParams) (_ *Created, err er
 	}
 	s.limits.Warm()
 	s.machine, err = driver.Create(ctx, backend.Spec{
-		ID: p.ID, Resources: p.Resources, Dir: p.Dir, Scratch: scratch, Root: p.Root, Limits: s.limits,
+		ID: p.ID, Resources: p.Resources, Dir: s.dir, Scratch: scratch, Root: p.Root, Limits: s.limits,
 	})
 	if err != nil {
 		return nil, err
 	}
 	d := driver.Describe()
+	s.isolation = d.Isolation
 	return &Created{Backend: d.Name, Isolation: d.Isolation}, nil
 }
 
@@ -260,6 +285,11 @@ func (s *server) start(ctx context.Context) (*Started, error) {
 	}
 	s.started = true
 	metadata := s.limits.Enforced()
+	if s.isolation == vm.IsolationNone {
+		for k := range metadata {
+			metadata[k] = "none: the commands of this backend are processes of the host"
+		}
+	}
 	for k, v := range s.machine.Metadata() {
 		metadata[k] = v
 	}
@@ -323,13 +353,13 @@ func (s *server) teardown() error {
 		}
 		s.limits = nil
 	}
-	dir := s.params.Dir
-	if dir == "" {
+	if s.dir == "" {
 		return nil
 	}
-	if err := errors.Join(unmountScratch(dir), removeDir(dir)); err != nil {
+	if err := errors.Join(unmountScratch(s.dir), removeDir(s.dir)); err != nil {
 		return err
 	}
-	s.params.Dir = ""
+	dir := s.dir
+	s.dir = ""
 	return removeLock(dir)
 }

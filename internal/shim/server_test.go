@@ -120,8 +120,8 @@ func TestShimWithoutNamespacesSaysSoAndFreesWhatTheManagerMade(t *testing.T) {
 	claim, err := NewClaim(parent, vm.NewID())
 	check(t, err)
 	refused := forbidden(errors.New("mount /proc: operation not permitted"), func(string) string { return "" })
-	c, _ := serve(t, &server{setup: refused})
-	got := ask(t, c, request{Seq: 1, Op: opCreate, Create: &createParams{ID: claim.ID, Dir: claim.Dir, Resources: resources(60)}})
+	c, _ := serve(t, &server{setup: refused, dir: claim.Dir})
+	got := ask(t, c, request{Seq: 1, Op: opCreate, Create: &createParams{Protocol: protocol, ID: claim.ID, Resources: resources(60)}})
 	want := vm.AsError(refused)
 	if got.Error == nil || got.Error.Code != want.Code || got.Error.Message != want.Message || got.Error.Hint != want.Hint {
 		t.Errorf("got error %+v, want %+v", got.Error, want)
@@ -185,5 +185,18 @@ func TestBackendIsTheOneThatWasNamedOrTheBestThatWorks(t *testing.T) {
 				t.Errorf("got %s, want %s", got, test.want)
 			}
 		})
+	}
+}
+
+// TestOtherVersionIsRefused: a field that one side does not know could be a
+// restriction.
+func TestOtherVersionIsRefused(t *testing.T) {
+	expectNothingLeft(t)
+	c, _ := serve(t, &server{})
+	for _, version := range []int{0, protocol + 1} {
+		got := ask(t, c, request{Seq: 1, Op: opCreate, Create: &createParams{Protocol: version, ID: vm.NewID(), Resources: resources(60)}})
+		if got.Error == nil || got.Error.Code != vm.CodeBackendUnavailable || got.Error.Hint == "" {
+			t.Errorf("version %d: %+v", version, got.Error)
+		}
 	}
 }

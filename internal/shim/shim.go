@@ -41,8 +41,13 @@ import (
 	"pyro/internal/vm"
 )
 
-// Role is the argument by which a program is told to be a shim.
-const Role = "shim"
+// role is the argument by which a program is told to be a shim; the directory
+// of its VM follows.
+const role = "shim"
+
+// IsRole reports whether a program with these arguments is to be a shim, and
+// call Main.
+func IsRole(args []string) bool { return len(args) == 3 && args[1] == role }
 
 // The descriptors that a shim is born with.
 const (
@@ -153,6 +158,9 @@ func Orphans(dir string) ([]*Claim, error) {
 // directory. The VM's processes must be gone. It may be called again after an
 // error, and does nothing where nothing is left.
 func (c *Claim) Reclaim(ctx context.Context) error {
+	if unlinked(c.lock) {
+		return nil // its shim has removed all, the lock last
+	}
 	if err := limits.Reclaim(ctx, c.ID); err != nil {
 		return fmt.Errorf("reclaim vm %s: %w", c.ID, err)
 	}

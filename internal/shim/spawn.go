@@ -14,12 +14,12 @@ import (
 	"pyro/internal/vm"
 )
 
-// Spawn starts a shim: executable, a program that runs Main when its first
-// argument is Role, in namespaces of its own. The shim gets a copy of lock.
-// Nothing of the VM exists yet; see Client.Create.
+// Spawn starts a shim: executable, a program that calls Main where IsRole says
+// so, in namespaces of its own. The shim shares the claim: the VM has an owner
+// while either of them lives. Nothing of the VM exists yet; see Client.Create.
 //
-// The shim inherits no environment, and nothing of it appears in its
-// arguments: what a VM is made from goes over the connection.
+// The shim inherits no environment, and its arguments tell no more than the
+// VM's directory: what a VM is made from goes over the connection.
 func Spawn(executable string, claim *Claim) (*Client, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
@@ -32,7 +32,7 @@ func Spawn(executable string, claim *Claim) (*Client, error) {
 		return nil, fmt.Errorf("make the shim's log: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command(executable, Role)
+	cmd := exec.Command(executable, role, claim.Dir)
 	cmd.Stderr = log
 	cmd.Env = []string{}
 	cmd.Dir = "/"
@@ -43,6 +43,25 @@ func Spawn(executable string, claim *Claim) (*Client, error) {
 		return nil, spawnError(err, executable)
 	}
 	return newClient(ours, cmd, claim.logPath()), nil
+}
+
+// spawned returns an error unless this process was started by Spawn, for the VM
+// whose directory is dir.
+func spawned(dir string) error {
+	if os.Getpid() != 1 {
+		return fmt.Errorf("it is process %d and not process 1 of a namespace", os.Getpid())
+	}
+	var held, named unix.Stat_t
+	if err := unix.Fstat(lockFD, &held); err != nil {
+		return fmt.Errorf("look at the vm's lock: %w", err)
+	}
+	if err := unix.Lstat(dir+lockSuffix, &named); err != nil {
+		return fmt.Errorf("look for the vm's lock: %w", err)
+	}
+	if held.Dev != named.Dev || held.Ino != named.Ino {
+		return fmt.Errorf("descriptor %d is not the lock of %s", lockFD, dir)
+	}
+	return nil
 }
 
 // socketPair returns the two ends of a control connection.

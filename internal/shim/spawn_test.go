@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -102,7 +103,7 @@ func TestProgramThatIsMissingIsNamed(t *testing.T) {
 // callAll makes the calls that a manager makes, and returns their errors.
 func callAll(t *testing.T, c *Client, claim *Claim) []error {
 	t.Helper()
-	creation, createErr := c.Create(claim.ID, claim.Dir, vm.Mock, resources(60), environment.Root{})
+	creation, createErr := c.Create(claim.ID, vm.Mock, resources(60), environment.Root{})
 	if createErr == nil {
 		_, createErr = creation.Wait(background(t))
 	}
@@ -182,7 +183,11 @@ func TestCloseEndsAProgramThatIgnoresItsConnection(t *testing.T) {
 			defer free(t, claim)
 			c, err := Spawn(program(t, commands+"\n"), claim)
 			check(t, err)
+			began := time.Now()
 			check(t, c.Close())
+			if took := time.Since(began); took > teardownTime/2 {
+				t.Errorf("it took %v", took)
+			}
 			select {
 			case <-c.Done():
 			default:
@@ -204,7 +209,7 @@ func TestPendingCallEndsWithItsContext(t *testing.T) {
 	c, err := Spawn(program(t, "exec sleep 300\n"), claim)
 	check(t, err)
 	defer c.Close()
-	creation, err := c.Create(claim.ID, claim.Dir, vm.Mock, resources(60), environment.Root{})
+	creation, err := c.Create(claim.ID, vm.Mock, resources(60), environment.Root{})
 	check(t, err)
 	ctx := canceled(t)
 	if _, err := creation.Wait(ctx); !errors.Is(err, ctx.Err()) {
@@ -223,11 +228,15 @@ func TestProgramThatWritesNonsenseFailsEveryCall(t *testing.T) {
 	c, err := Spawn(program(t, "printf 'nonsense' >&3; exec sleep 300\n"), claim)
 	check(t, err)
 	defer c.Close()
-	creation, err := c.Create(claim.ID, claim.Dir, vm.Mock, resources(60), environment.Root{})
+	began := time.Now()
+	creation, err := c.Create(claim.ID, vm.Mock, resources(60), environment.Root{})
 	if err == nil {
 		_, err = creation.Wait(background(t))
 	}
 	expectCode(t, "create", err, vm.CodeVMFailed)
+	if took := time.Since(began); took > teardownTime/2 {
+		t.Errorf("it took %v, as if it could be a shim", took)
+	}
 }
 
 func TestProgramThatIsNotExecutableIsNotBlamedOnTheSystem(t *testing.T) {

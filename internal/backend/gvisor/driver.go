@@ -73,8 +73,17 @@ func (*Driver) Probe(context.Context) error {
 		return vm.Errorf(vm.CodeBackendUnavailable, "gvisor needs seccomp filters, which this kernel lacks: %w", err).
 			WithHint("use a kernel built with CONFIG_SECCOMP_FILTER")
 	}
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err == nil && lim.Max < fewestFiles {
+		return vm.Errorf(vm.CodeBackendUnavailable, "gvisor needs %d open files, and the limit is %d", fewestFiles, lim.Max).
+			WithHint("raise the hard limit on open files (ulimit -Hn), best to 4096 or more")
+	}
 	return nil
 }
+
+// fewestFiles is the least hard limit on descriptors under which a sandbox
+// works; it was found by trying.
+const fewestFiles = 256
 
 // Create starts a sandbox process and its gofer, with nothing running inside.
 func (d *Driver) Create(ctx context.Context, spec backend.Spec) (backend.Machine, error) {
@@ -85,7 +94,11 @@ func (d *Driver) Create(ctx context.Context, spec backend.Spec) (backend.Machine
 	if err := os.Setenv(sidecarVariable, noSidecars); err != nil {
 		return nil, err
 	}
-	if err := m.openState(); err != nil {
+	if err := lend(spec.Root.Binds); err != nil {
+		return nil, err
+	}
+	var err error
+	if m.conf, err = newConfig(filepath.Join(spec.Scratch, "runsc"), m.panicLog()); err != nil {
 		return nil, err
 	}
 	if err := m.create(ctx); err != nil {

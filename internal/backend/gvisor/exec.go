@@ -43,7 +43,7 @@ func (m *machine) Exec(ctx context.Context, cmd vm.Command, stdio backend.Stdio)
 	}
 	pid, err := sb.Execute(m.conf, &control.ExecArgs{
 		Argv: cmd.Args,
-		Envv: environ(m.spec.Root.Env, cmd.Env),
+		Envv: backend.MergeEnv(m.spec.Root.Env, cmd.Env),
 		// gVisor takes a file for a working directory; this way it does not.
 		WorkingDirectory: dir + "/.",
 		KUID:             auth.RootKUID,
@@ -60,22 +60,6 @@ func (m *machine) Exec(ctx context.Context, cmd vm.Command, stdio backend.Stdio)
 	p := &process{machine: m, machineDone: done, sandbox: sb, pid: pid, ended: make(chan struct{})}
 	go p.wait()
 	return p, nil
-}
-
-// environ returns defaults with extra on top, one entry a name.
-func environ(defaults, extra []string) []string {
-	at := map[string]int{}
-	var env []string
-	for _, kv := range append(append([]string{}, defaults...), extra...) {
-		name, _, _ := strings.Cut(kv, "=")
-		if i, ok := at[name]; ok {
-			env[i] = kv
-			continue
-		}
-		at[name] = len(env)
-		env = append(env, kv)
-	}
-	return env
 }
 
 // startError gives a failed start its code. gVisor's errors reach us as text
@@ -135,7 +119,8 @@ func (p *process) Wait(ctx context.Context) (syscall.WaitStatus, error) {
 		return 0, ctx.Err()
 	}
 	if p.err != nil {
-		return 0, vm.Errorf(vm.CodeVMFailed, "the sandbox ended before the command did: %w", p.err)
+		return 0, vm.Errorf(vm.CodeVMFailed, "the sandbox ended before the command did: %w", p.err).
+			WithHint("a VM ends when what runs in it starts thousands of processes, which is its limit, or when its processes on the host are killed")
 	}
 	return syscall.WaitStatus(p.status), nil
 }

@@ -24,7 +24,6 @@ import (
 type machine struct {
 	spec   backend.Spec
 	bundle string
-	state  *os.File // the directory that gVisor keeps its state in
 	conf   *config.Config
 
 	mu      sync.Mutex
@@ -32,28 +31,6 @@ type machine struct {
 	started bool
 	deleted bool
 	done    chan struct{} // closed when the sandbox of the last Start is gone
-}
-
-// openState makes the directory of gVisor's state and configures gVisor to use
-// it, by the number of its descriptor: the address of a unix socket in it must
-// not be longer than 107 bytes, and for one that is gVisor takes /run or /tmp,
-// where it would be left behind.
-func (m *machine) openState() error {
-	dir := filepath.Join(m.spec.Scratch, "runsc")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make gvisor's state directory: %w", err)
-	}
-	state, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("open gvisor's state directory: %w", err)
-	}
-	m.conf, err = newConfig(fmt.Sprintf("/proc/self/fd/%d", state.Fd()), m.panicLog())
-	if err != nil {
-		state.Close()
-		return err
-	}
-	m.state = state
-	return nil
 }
 
 // create starts a sandbox process, and the gofer that serves it files, without
@@ -125,9 +102,26 @@ func (m *machine) Start(ctx context.Context) error {
 		defer close(done)
 		// Returns when process 1 or the sandbox has ended, and has then
 		// collected the sandbox's process. How it ended says nothing more.
-		c.Sandbox.Wait(c.ID)
+		_, _ = c.Sandbox.Wait(c.ID)
 	}()
+	go m.watchGofer(c)
 	return nil
+}
+
+// watchGofer kills the sandbox c when its gofer ends: without files, and at
+// gVisor's leisure, it would come to its end in the oddest ways.
+func (m *machine) watchGofer(c *container.Container) {
+	// Left for Destroy to collect, which ends this as well.
+	if unix.Waitid(unix.P_PID, c.GoferPid.Load(), nil, unix.WEXITED|unix.WNOWAIT, nil) != nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.sandbox == c && m.started {
+		if pid := c.SandboxPid(); pid > 0 {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
 }
 
 // Stop kills the sandbox.
@@ -155,13 +149,12 @@ func (m *machine) Delete(context.Context) error {
 	if err := m.kill(); err != nil {
 		return err
 	}
-	if err := errors.Join(os.RemoveAll(m.bundle), os.RemoveAll(m.state.Name()), os.RemoveAll(m.panicLog())); err != nil {
+	if err := errors.Join(os.RemoveAll(m.bundle), os.RemoveAll(m.conf.RootDir), os.RemoveAll(m.panicLog())); err != nil {
 		return fmt.Errorf("remove the sandbox's files: %w", err)
 	}
 	m.mu.Lock()
 	m.deleted = true
 	m.mu.Unlock()
-	m.state.Close()
 	return nil
 }
 

@@ -37,7 +37,7 @@ func (m *machine) Exec(ctx context.Context, cmd vm.Command, stdio backend.Stdio)
 		dir = cmd.Dir
 	}
 	var err error
-	p.pid, err = program{cmd.Args, dir, mergeEnv(m.env, cmd.Env), stdio, p.mark}.start()
+	p.pid, err = program{cmd.Args, dir, backend.MergeEnv(m.env, cmd.Env), stdio, p.mark}.start()
 	if err != nil {
 		return nil, err
 	}

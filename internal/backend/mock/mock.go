@@ -140,22 +140,5 @@ func baseEnv(workdir string, root []string) []string {
 		name, _, _ := strings.Cut(entry, "=")
 		return slices.Contains([]string{"HOME", "USER", "LOGNAME", "SHELL"}, name)
 	})
-	return mergeEnv(own, usable)
-}
-
-// mergeEnv joins environments into one with a single entry for each name, that
-// of the last environment that has it.
-func mergeEnv(layers ...[]string) []string {
-	var merged []string
-	position := map[string]int{}
-	for _, entry := range slices.Concat(layers...) {
-		name, _, _ := strings.Cut(entry, "=")
-		if i, ok := position[name]; ok {
-			merged[i] = entry
-			continue
-		}
-		position[name] = len(merged)
-		merged = append(merged, entry)
-	}
-	return merged
+	return backend.MergeEnv(own, usable)
 }
