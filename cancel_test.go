@@ -129,11 +129,38 @@ func TestCancelAfterTheCommandEndedDoesNotTakeItsResult(t *testing.T) {
 	done := r.begin(ctx, r.shell("echo done; exit 3"))
 	await(t, "the VM is being deleted", func() bool { return r.reached("delete") })
 	cancel()
+	select {
+	case <-done:
+		t.Fatal("it does not wait for the VM to be deleted in order")
+	case <-time.After(50 * time.Millisecond): // most unlikely to be too short to see it
+	}
 	r.goOn("delete.go")
 	result, err := r.end(done)
 	check(t, err)
 	if result.Code != 3 || result.Stdout != "done\n" {
 		t.Errorf("the result is %+v", result)
+	}
+}
+
+func TestOutputIsNeverCutInSilence(t *testing.T) {
+	r := newRig(t, "delete=pause")
+	ctx, cancel := context.WithCancel(r.ctx())
+	defer cancel()
+	const size = 500000
+	q := r.shell("head -c 500000 /dev/zero")
+	delivered := 0
+	q.Stdout = writer(func(p []byte) (int, error) {
+		time.Sleep(20 * time.Millisecond) // what is slow about it
+		delivered += len(p)
+		return len(p), nil
+	})
+	done := r.begin(ctx, q)
+	await(t, "the command has ended", func() bool { return r.reached("delete") })
+	cancel()
+	r.goOn("delete.go")
+	result, err := r.end(done)
+	if err == nil && delivered != size {
+		t.Errorf("of %d bytes %d were delivered, and the result is %+v", size, delivered, result)
 	}
 }
 

@@ -277,6 +277,7 @@ func TestTimeout(t *testing.T) {
 	for name, test := range map[string]func(*testing.T){
 		"IsAResultWithALineThatSaysSo":      timeoutIsAResultWithALineThatSaysSo,
 		"LineIsOnALineOfItsOwn":             timeoutsLineIsOnALineOfItsOwn,
+		"LineIsOnALineOfItsOwnInOneWriter":  timeoutsLineIsOnALineOfItsOwnInOneWriter,
 		"LineIsOnALineOfItsOwnToo":          timeoutsLineIsOnALineOfItsOwnToo,
 		"LineIsDeliveredToo":                timeoutsLineIsDeliveredToo,
 		"LineIsThereThoughOutputIsCut":      timeoutsLineIsThereThoughOutputIsCut,
@@ -340,6 +341,15 @@ func timeoutsLineIsOnALineOfItsOwnToo(t *testing.T) {
 	var errs recorder
 	r.timeout("printf partial >&2", func(q *pyro.RunRequest) { q.Stderr = &errs })
 	if got := errs.String(); got != "partial\n"+timeoutLine {
+		t.Errorf("delivered: %q", got)
+	}
+}
+
+func timeoutsLineIsOnALineOfItsOwnInOneWriter(t *testing.T) {
+	r := newSharedRig(t, "", 4)
+	var both recorder
+	r.timeout("printf partial", func(q *pyro.RunRequest) { q.Stdout, q.Stderr = &both, &both })
+	if got := both.String(); got != "partial\n"+timeoutLine {
 		t.Errorf("delivered: %q", got)
 	}
 }

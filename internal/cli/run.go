@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -120,9 +121,12 @@ func interrupted(ctx context.Context, err error) error {
 	return err
 }
 
+// endTime is how long the end of everything may take before signals do what
+// they do to any program: nothing may make pyro deaf.
+const endTime = 3 * time.Second
+
 // follow sorts the program's signals: the first goes to the command, a second
-// ends everything, and so does a terminal that hangs up. After that they do
-// what they do to any program.
+// ends everything, and so does a terminal that hangs up.
 func (c *cli) follow(parent context.Context) (ctx context.Context, command <-chan syscall.Signal, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan syscall.Signal, 1)
@@ -138,7 +142,7 @@ func (c *cli) follow(parent context.Context) (ctx context.Context, command <-cha
 					continue
 				}
 				if passed || sig == syscall.SIGHUP {
-					c.StopSignals()
+					time.AfterFunc(endTime, c.StopSignals)
 					cancel(interruption{sig})
 					return
 				}

@@ -3,6 +3,7 @@ package shim
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -248,5 +249,33 @@ func TestProgramThatIsNotExecutableIsNotBlamedOnTheSystem(t *testing.T) {
 	_, err := Spawn(path, claim)
 	if err == nil || errors.Is(err, vm.CodeBackendUnavailable) {
 		t.Errorf("error is %v with hint %q", err, vm.AsError(err).Hint)
+	}
+}
+
+func TestShimThatNobodySpawnedTouchesNothing(t *testing.T) {
+	expectNothingLeft(t)
+	conn, theirs, err := socketPair()
+	check(t, err)
+	check(t, conn.Close())
+	dir := t.TempDir()
+	precious, other := filepath.Join(dir, "home", "precious"), filepath.Join(dir, "other")
+	check(t, os.MkdirAll(precious, 0o700))
+	check(t, os.WriteFile(other, []byte("something long enough to be written over"), 0o600))
+	f, err := os.OpenFile(other, os.O_RDWR, 0)
+	check(t, err)
+	defer f.Close()
+	cmd := exec.CommandContext(background(t), os.Args[0], role, filepath.Dir(precious))
+	cmd.ExtraFiles = []*os.File{theirs, f}
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
+	err = cmd.Run()
+	check(t, theirs.Close())
+	if err == nil {
+		t.Error("it reports success")
+	}
+	if _, err := os.Stat(precious); err != nil {
+		t.Errorf("the directory: %v", err)
+	}
+	if b, err := os.ReadFile(other); string(b) != "something long enough to be written over" {
+		t.Errorf("the file: %q, %v", b, err)
 	}
 }

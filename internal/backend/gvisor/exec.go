@@ -14,7 +14,6 @@ import (
 	"gvisor.dev/gvisor/pkg/sentry/control"
 	"gvisor.dev/gvisor/pkg/sentry/kernel/auth"
 	"gvisor.dev/gvisor/runsc/config"
-	"gvisor.dev/gvisor/runsc/sandbox"
 	"gvisor.dev/gvisor/runsc/specutils"
 
 	"pyro/internal/backend"
@@ -29,7 +28,7 @@ func (m *machine) Exec(ctx context.Context, cmd vm.Command, stdio backend.Stdio)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	sb, done, err := m.running()
+	s, err := m.running()
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +40,7 @@ func (m *machine) Exec(ctx context.Context, cmd vm.Command, stdio backend.Stdio)
 	if err != nil {
 		return nil, fmt.Errorf("compose the command's capabilities: %w", err)
 	}
-	pid, err := sb.Execute(m.conf, &control.ExecArgs{
+	pid, err := s.sandbox.Execute(m.conf, &control.ExecArgs{
 		Argv: cmd.Args,
 		Envv: backend.MergeEnv(m.spec.Root.Env, cmd.Env),
 		// gVisor takes a file for a working directory; this way it does not.
@@ -57,7 +56,7 @@ func (m *machine) Exec(ctx context.Context, cmd vm.Command, stdio backend.Stdio)
 	if err != nil {
 		return nil, startError(err, cmd.Args[0], dir)
 	}
-	p := &process{machine: m, machineDone: done, sandbox: sb, pid: pid, ended: make(chan struct{})}
+	p := &process{started: s, id: string(m.spec.ID), pid: pid, ended: make(chan struct{})}
 	go p.wait()
 	return p, nil
 }
@@ -92,10 +91,9 @@ func notRunnable(program string) error {
 
 // process is one command in a sandbox.
 type process struct {
-	machine     *machine
-	machineDone <-chan struct{}
-	sandbox     *sandbox.Sandbox
-	pid         int32
+	*started
+	id  string // the sandbox's
+	pid int32
 
 	ended  chan struct{} // closed once status and err are set
 	status unix.WaitStatus
@@ -105,8 +103,8 @@ type process struct {
 // wait collects the command's end; it returns also when the sandbox ends.
 func (p *process) wait() {
 	defer close(p.ended)
-	p.status, p.err = p.sandbox.WaitPID(string(p.machine.spec.ID), p.pid)
-	if p.err == nil && p.status.Signaled() && p.status.Signal() == unix.SIGKILL && p.machine.broken() {
+	p.status, p.err = p.sandbox.WaitPID(p.id, p.pid)
+	if p.err == nil && p.status.Signaled() && p.status.Signal() == unix.SIGKILL && p.broken() {
 		p.err = errors.New("a process that it consists of was killed")
 	}
 }
@@ -135,7 +133,7 @@ func (p *process) Signal(ctx context.Context, sig syscall.Signal) error {
 		return nil
 	default:
 	}
-	err := p.sandbox.SignalProcessGroup(string(p.machine.spec.ID), p.pid, sig)
+	err := p.sandbox.SignalProcessGroup(p.id, p.pid, sig)
 	if err == nil || strings.Contains(err.Error(), "no such process") {
 		return nil
 	}
@@ -158,14 +156,13 @@ func (p *process) KillAll(ctx context.Context) error {
 }
 
 func (p *process) killAll(ctx context.Context) error {
-	id := string(p.machine.spec.ID)
 	for {
-		list, err := p.sandbox.Processes(id)
+		list, err := p.sandbox.Processes(p.id)
 		if err != nil {
 			// A sandbox that does not answer is, as a rule, one that ends, and
 			// nothing in it outlives that.
 			select {
-			case <-p.machineDone:
+			case <-p.done:
 				return nil
 			case <-ctx.Done():
 				return fmt.Errorf("list the sandbox's processes: %w", err)
@@ -181,7 +178,7 @@ func (p *process) killAll(ctx context.Context) error {
 			}
 			alive++
 			// One that ends in between is no error.
-			_ = p.sandbox.SignalProcess(id, int32(q.PID), unix.SIGKILL, false)
+			_ = p.sandbox.SignalProcess(p.id, int32(q.PID), unix.SIGKILL, false)
 		}
 		if alive == 0 {
 			return nil

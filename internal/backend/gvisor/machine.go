@@ -28,9 +28,16 @@ type machine struct {
 
 	mu      sync.Mutex
 	sandbox *container.Container // nil when stopped or deleted
-	started bool
 	deleted bool
+	started *started      // nil when not
 	done    chan struct{} // closed when the sandbox of the last Start is gone
+}
+
+// started is what commands need of a sandbox that runs.
+type started struct {
+	sandbox *sandbox.Sandbox
+	gofer   int // the process that serves the sandbox files
+	done    <-chan struct{}
 }
 
 // create starts a sandbox process, and the gofer that serves it files, without
@@ -70,12 +77,12 @@ func (m *machine) Start(ctx context.Context) error {
 		return err
 	}
 	m.mu.Lock()
-	c, started, deleted := m.sandbox, m.started, m.deleted
+	c, running, deleted := m.sandbox, m.started != nil, m.deleted
 	m.mu.Unlock()
 	switch {
 	case deleted:
 		return vm.Errorf(vm.CodeInvalidState, "vm %s is deleted", m.spec.ID)
-	case started:
+	case running:
 		return vm.Errorf(vm.CodeInvalidState, "vm %s is already started", m.spec.ID)
 	case c == nil:
 		if err := m.create(ctx); err != nil {
@@ -95,33 +102,43 @@ func (m *machine) Start(ctx context.Context) error {
 		return errors.Join(err, m.kill())
 	}
 	done := make(chan struct{})
+	s := &started{sandbox: c.Sandbox, gofer: c.GoferPid.Load(), done: done}
 	m.mu.Lock()
-	m.started, m.done = true, done
+	m.started, m.done = s, done
 	m.mu.Unlock()
 	go func() {
 		defer close(done)
 		// Returns when process 1 or the sandbox has ended, and has then
 		// collected the sandbox's process. How it ended says nothing more.
-		_, _ = c.Sandbox.Wait(c.ID)
+		_, _ = s.sandbox.Wait(c.ID)
 	}()
-	go m.watchGofer(c)
+	go s.watchGofer()
 	return nil
 }
 
-// watchGofer kills the sandbox c when its gofer ends: without files, and at
+// watchGofer kills the sandbox when its gofer ends: without files, and at
 // gVisor's leisure, it would come to its end in the oddest ways.
-func (m *machine) watchGofer(c *container.Container) {
-	// Left for Destroy to collect, which ends this as well.
-	if unix.Waitid(unix.P_PID, c.GoferPid.Load(), nil, unix.WEXITED|unix.WNOWAIT, nil) != nil {
+func (s *started) watchGofer() {
+	// It is left for Destroy to collect, which ends this as well.
+	if unix.Waitid(unix.P_PID, s.gofer, nil, unix.WEXITED|unix.WNOWAIT, nil) != nil {
 		return
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.sandbox == c && m.started {
-		if pid := c.SandboxPid(); pid > 0 {
-			_ = unix.Kill(pid, unix.SIGKILL)
+	if pid := s.sandbox.Getpid(); pid > 0 { // 0 once it is collected
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+}
+
+// broken reports whether one of the sandbox's processes has ended. When the
+// gofer does, gVisor kills all that runs inside, one after another.
+func (s *started) broken() bool {
+	for _, pid := range []int{s.sandbox.Getpid(), s.gofer} {
+		var info unix.Siginfo
+		err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if err != nil || info.Signo != 0 {
+			return true
 		}
 	}
+	return false
 }
 
 // Stop kills the sandbox.
@@ -161,7 +178,8 @@ func (m *machine) Delete(context.Context) error {
 // kill ends the sandbox's processes and frees what gVisor holds for them.
 func (m *machine) kill() error {
 	m.mu.Lock()
-	c, done, started := m.sandbox, m.done, m.started
+	c, done := m.sandbox, m.done
+	m.started = nil
 	m.mu.Unlock()
 	if c == nil {
 		return unpinNetwork(m.conf) // a failed creation may have got that far
@@ -169,7 +187,11 @@ func (m *machine) kill() error {
 	// Destroy kills both processes too, but one after the other, and it and the
 	// goroutine that waits for a started sandbox would both try to collect its
 	// process.
-	for _, pid := range []int{c.SandboxPid(), c.GoferPid.Load()} {
+	pids := []int{c.GoferPid.Load()}
+	if c.Sandbox != nil { // nil where an earlier attempt came that far
+		pids = append(pids, c.SandboxPid())
+	}
+	for _, pid := range pids {
 		if pid <= 0 {
 			continue
 		}
@@ -177,7 +199,7 @@ func (m *machine) kill() error {
 			return fmt.Errorf("kill the sandbox: %w", err)
 		}
 	}
-	if started {
+	if done != nil {
 		<-done
 	}
 	if err := c.Destroy(); err != nil {
@@ -187,7 +209,7 @@ func (m *machine) kill() error {
 		return err
 	}
 	m.mu.Lock()
-	m.sandbox, m.started = nil, false
+	m.sandbox = nil
 	m.mu.Unlock()
 	return nil
 }
@@ -204,35 +226,14 @@ func (m *machine) Metadata() map[string]string {
 	return map[string]string{"platform": m.conf.Platform}
 }
 
-// broken reports whether one of the processes that make up the machine has
-// ended. When the gofer does, gVisor kills all that runs inside, one after
-// another, and then itself.
-func (m *machine) broken() bool {
-	m.mu.Lock()
-	c := m.sandbox
-	m.mu.Unlock()
-	if c == nil {
-		return true
-	}
-	for _, pid := range []int{c.SandboxPid(), c.GoferPid.Load()} {
-		var info unix.Siginfo
-		err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
-		if err != nil || info.Signo != 0 {
-			return true
-		}
-	}
-	return false
-}
-
-// running returns the sandbox that commands can run in, and what is closed when
-// it ends.
-func (m *machine) running() (*sandbox.Sandbox, <-chan struct{}, error) {
+// running returns the sandbox that commands can run in.
+func (m *machine) running() (*started, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.sandbox == nil || !m.started {
-		return nil, nil, vm.Errorf(vm.CodeInvalidState, "vm %s is not started", m.spec.ID)
+	if m.started == nil {
+		return nil, vm.Errorf(vm.CodeInvalidState, "vm %s is not started", m.spec.ID)
 	}
-	return m.sandbox.Sandbox, m.done, nil
+	return m.started, nil
 }
 
 // panicLog is where the sandbox's process writes its last words.
