@@ -338,20 +338,28 @@ func (s *server) teardown() error {
 		s.deadline.stop()
 		s.deadline = nil
 	}
+	// One that fails does not keep the others from being freed; the directory
+	// and the lock stay for whoever is to try again.
+	var errs []error
 	if s.machine != nil {
 		s.lifecycle.Lock()
 		err := s.machine.Delete(ctx)
 		s.lifecycle.Unlock()
 		if err != nil {
-			return fmt.Errorf("delete the machine: %w", err)
+			errs = append(errs, fmt.Errorf("delete the machine: %w", err))
+		} else {
+			s.machine, s.started = nil, false
 		}
-		s.machine, s.started = nil, false
 	}
 	if s.limits != nil {
 		if err := s.limits.Close(ctx); err != nil {
-			return fmt.Errorf("remove the limits: %w", err)
+			errs = append(errs, fmt.Errorf("remove the limits: %w", err))
+		} else {
+			s.limits = nil
 		}
-		s.limits = nil
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
 	}
 	if s.dir == "" {
 		return nil

@@ -6,12 +6,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"pyro/internal/environment"
+	"pyro/internal/need"
 	"pyro/internal/vm"
 )
 
@@ -253,29 +255,46 @@ func TestProgramThatIsNotExecutableIsNotBlamedOnTheSystem(t *testing.T) {
 }
 
 func TestShimThatNobodySpawnedTouchesNothing(t *testing.T) {
-	expectNothingLeft(t)
-	conn, theirs, err := socketPair()
-	check(t, err)
-	check(t, conn.Close())
-	dir := t.TempDir()
-	precious, other := filepath.Join(dir, "home", "precious"), filepath.Join(dir, "other")
-	check(t, os.MkdirAll(precious, 0o700))
-	check(t, os.WriteFile(other, []byte("something long enough to be written over"), 0o600))
-	f, err := os.OpenFile(other, os.O_RDWR, 0)
-	check(t, err)
-	defer f.Close()
-	cmd := exec.CommandContext(background(t), os.Args[0], role, filepath.Dir(precious))
-	cmd.ExtraFiles = []*os.File{theirs, f}
-	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
-	err = cmd.Run()
-	check(t, theirs.Close())
-	if err == nil {
-		t.Error("it reports success")
-	}
-	if _, err := os.Stat(precious); err != nil {
-		t.Errorf("the directory: %v", err)
-	}
-	if b, err := os.ReadFile(other); string(b) != "something long enough to be written over" {
-		t.Errorf("the file: %q, %v", b, err)
+	ownNamespaces := need.Namespaces(t)
+	for name, test := range map[string]struct {
+		attr *syscall.SysProcAttr
+		lock bool // there is one, and it is another file than descriptor 4
+	}{
+		"by a user":                     {nil, true},
+		"as process 1":                  {ownNamespaces, false},
+		"as process 1 beside some lock": {ownNamespaces, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			expectNothingLeft(t)
+			conn, theirs, err := socketPair()
+			check(t, err)
+			check(t, conn.Close())
+			dir := t.TempDir()
+			precious, other := filepath.Join(dir, "home", "precious"), filepath.Join(dir, "other")
+			check(t, os.MkdirAll(precious, 0o700))
+			const text = "something long enough to be written over"
+			check(t, os.WriteFile(other, []byte(text), 0o600))
+			if test.lock {
+				check(t, os.WriteFile(filepath.Join(dir, "home"+lockSuffix), nil, 0o600))
+			}
+			f, err := os.OpenFile(other, os.O_RDWR, 0)
+			check(t, err)
+			defer f.Close()
+			cmd := exec.CommandContext(background(t), os.Args[0], role, filepath.Join(dir, "home"))
+			cmd.ExtraFiles = []*os.File{theirs, f}
+			cmd.SysProcAttr = test.attr
+			cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
+			err = cmd.Run()
+			check(t, theirs.Close())
+			if err == nil {
+				t.Error("it reports success")
+			}
+			if _, err := os.Stat(precious); err != nil {
+				t.Errorf("the directory: %v", err)
+			}
+			if b, err := os.ReadFile(other); string(b) != text {
+				t.Errorf("the file: %q, %v", b, err)
+			}
+		})
 	}
 }
