@@ -240,8 +240,25 @@ func (m *Manager) exec(ctx context.Context, client *shim.Client, claim *shim.Cla
 	}
 	stop := forward(ctx, execution, signals, streams)
 	defer stop()
-	return execution.Wait(ctx)
+	// The shim keeps the time. One that is stopped, though not dead, does not.
+	patience := time.Duration(command.TimeoutSeconds)*time.Second + stuckTime
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errStuck)
+	defer cancel()
+	exit, err := execution.Wait(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), errStuck) {
+		return vm.Exit{}, errStuck
+	}
+	return exit, err
 }
+
+// stuckTime is how much longer than a command's timeout a shim may take to
+// answer, which has to kill what does not want to be killed.
+const stuckTime = 12 * time.Second
+
+// errStuck is the failure of a run whose shim does not answer. The shim is
+// killed, and the VM with it.
+var errStuck = vm.Errorf(vm.CodeVMFailed, "the process that owns the VM does not answer").
+	WithHint("it may have been stopped (SIGSTOP), or the machine is overloaded")
 
 // forward passes signals on to a command until stop is called, and the one
 // that says that nobody reads its output any more.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -152,7 +153,7 @@ func TestMessagesArriveAsTheyWereSent(t *testing.T) {
 func TestMessagesOfConcurrentSendersDoNotMix(t *testing.T) {
 	expectNothingLeft(t)
 	a, b := pair(t)
-	const senders, each = 16, 6
+	const senders, each = 4, 6
 	var sending sync.WaitGroup
 	for s := range senders {
 		sending.Go(func() {
@@ -176,6 +177,28 @@ func TestMessagesOfConcurrentSendersDoNotMix(t *testing.T) {
 		}
 	}
 	sending.Wait()
+}
+
+// TestSendersTakeTurns is of what keeps messages from mixing: that they would
+// without it is so unlikely that the test above does not see it.
+func TestSendersTakeTurns(t *testing.T) {
+	expectNothingLeft(t)
+	a, b := pair(t)
+	a.writing.Lock() // as a sender does that has sent half a message
+	sent := make(chan error, 1)
+	go func() { sent <- a.send(everyRequest[1]) }()
+	select {
+	case err := <-sent:
+		t.Errorf("another sender is let in between, error %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	if !b.drained(t) {
+		t.Error("something was sent in between")
+	}
+	a.writing.Unlock()
+	var r request
+	_, err := b.receive(&r)
+	check(t, err)
 }
 
 func TestMessageMayArriveInAnyTwoPieces(t *testing.T) {

@@ -233,19 +233,50 @@ func (s *server) create(ctx context.Context, p createParams) (_ *Created, err er
 	if err != nil {
 		return nil, err
 	}
-	if s.limits, err = limits.Open(ctx, p.ID, p.Resources, s.log); err != nil {
-		return nil, fmt.Errorf("prepare the VM's limits: %w", err)
-	}
-	s.limits.Warm()
-	s.machine, err = driver.Create(ctx, backend.Spec{
-		ID: p.ID, Resources: p.Resources, Dir: s.dir, Scratch: scratch, Root: p.Root, Limits: s.limits,
+	held := openLimits(ctx, p, s.log)
+	machine, err := driver.Create(ctx, backend.Spec{
+		ID: p.ID, Resources: p.Resources, Dir: s.dir, Scratch: scratch, Root: p.Root, Limits: held,
 	})
-	if err != nil {
+	if err == nil {
+		s.machine = machine
+	}
+	<-held.opened
+	s.limits = held.limits
+	if err := errors.Join(err, held.err); err != nil {
 		return nil, err
 	}
 	d := driver.Describe()
 	s.isolation = d.Isolation
 	return &Created{Backend: d.Name, Isolation: d.Isolation}, nil
+}
+
+// opening is a VM's limits, which are made ready while the machine is.
+type opening struct {
+	opened chan struct{} // closed once the others are set
+	limits *limits.Limits
+	err    error
+}
+
+func openLimits(ctx context.Context, p createParams, log *slog.Logger) *opening {
+	o := &opening{opened: make(chan struct{})}
+	go func() {
+		defer close(o.opened)
+		if o.limits, o.err = limits.Open(ctx, p.ID, p.Resources, log); o.err != nil {
+			o.err = fmt.Errorf("prepare the VM's limits: %w", o.err)
+			return
+		}
+		o.limits.Warm()
+	}()
+	return o
+}
+
+// Confine implements backend.Limiter.
+func (o *opening) Confine(ctx context.Context) error {
+	<-o.opened
+	if o.err != nil {
+		return o.err
+	}
+	return o.limits.Confine(ctx)
 }
 
 // choose returns the driver that name asks for, if it works here.

@@ -14,6 +14,14 @@ import (
 	"pyro/internal/vm"
 )
 
+// spareFD is a descriptor of the shim's, its lock once more, that serves nothing
+// but to be high. gVisor's sandbox moves three of its own to 253 and on
+// (runsc/boot, loader.go), for which the kernel has to enlarge the process's
+// table of them; in a process of several threads that waits for all processors,
+// some 5 to 10 ms. A child's table is made for what its parent has open, and
+// the shim's is made while it has one thread, between fork and exec.
+const spareFD = 255
+
 // Spawn starts a shim: executable, a program that calls Main where IsRole says
 // so, in namespaces of its own. The shim shares the claim: the VM has an owner
 // while either of them lives. Nothing of the VM exists yet; see Client.Create.
@@ -37,6 +45,11 @@ func Spawn(executable string, claim *Claim) (*Client, error) {
 	cmd.Env = []string{}
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{theirs, claim.lock} // controlFD, lockFD
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err == nil && lim.Cur > spareFD {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, make([]*os.File, spareFD-lockFD)...)
+		cmd.ExtraFiles[spareFD-3] = claim.lock
+	}
 	cmd.SysProcAttr = namespaces(privileged())
 	if err := cmd.Start(); err != nil {
 		ours.Close()
