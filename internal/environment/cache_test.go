@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"pyro/internal/need"
 	"pyro/internal/vm"
 )
 
@@ -82,7 +83,7 @@ func TestHostRefusesWhatOthersCanChange(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if name == "foreign" && os.Geteuid() != 0 {
-				t.Skip("only root can give a directory away")
+				need.Missing(t, need.Root, "only root can give a directory away")
 			}
 			h, cacheDir := newTree(t).debian(), t.TempDir()
 			r, err := h.host().prepare(t.Context(), cacheDir)

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"pyro/internal/need"
 )
 
 // randomTree makes directories, files and links that lead anywhere, and returns
@@ -96,7 +98,7 @@ func kernelEnd(t *testing.T, root int, link string) facts {
 		fd, err = unix.Openat2(root, link, &how)
 	}
 	if err == unix.ENOSYS || err == unix.EPERM {
-		t.Skip("this machine has no openat2")
+		need.Missing(t, need.GVisor, "this machine has no openat2")
 	}
 	if err != nil {
 		return facts{}

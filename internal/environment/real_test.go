@@ -10,12 +10,14 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"pyro/internal/need"
 )
 
 // realHost skips a test where the machine that it runs on has no /usr.
 func realHost(t testing.TB) {
 	if info, err := os.Stat("/usr"); err != nil || !info.IsDir() {
-		t.Skip("this machine has no /usr")
+		need.Missing(t, need.GVisor, "this machine has no /usr")
 	}
 }
 
