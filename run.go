@@ -195,7 +195,7 @@ func (m *Manager) runIn(ctx context.Context, r RunRequest, resources vm.Resource
 	if err != nil {
 		return nil, err
 	}
-	exit, err := m.exec(ctx, client, claim, &v, root, command, streams, r.Signals)
+	exit, err := m.exec(ctx, client, &v, root, command, streams, r.Signals)
 	if err != nil {
 		return nil, m.explain(v, err)
 	}
@@ -211,8 +211,8 @@ func (m *Manager) runIn(ctx context.Context, r RunRequest, resources vm.Resource
 
 // exec has the shim make and start the VM and run the command, all asked for
 // at once, and follows them. It completes v.
-func (m *Manager) exec(ctx context.Context, client *shim.Client, claim *shim.Claim, v *vm.VM, root environment.Root, command vm.Command, streams *streams, signals <-chan syscall.Signal) (vm.Exit, error) {
-	creation, err := client.Create(claim.ID, v.Backend, vm.Resources{VCPUCount: v.VCPUCount, MemMiB: v.MemMiB, TTLSeconds: v.TTLSeconds}, root)
+func (m *Manager) exec(ctx context.Context, client *shim.Client, v *vm.VM, root environment.Root, command vm.Command, streams *streams, signals <-chan syscall.Signal) (vm.Exit, error) {
+	creation, err := client.Create(v.ID, v.Backend, vm.Resources{VCPUCount: v.VCPUCount, MemMiB: v.MemMiB, TTLSeconds: v.TTLSeconds}, root)
 	if err != nil {
 		return vm.Exit{}, err
 	}
@@ -225,12 +225,12 @@ func (m *Manager) exec(ctx context.Context, client *shim.Client, claim *shim.Cla
 		return vm.Exit{}, err
 	}
 	streams.closeGuestEnds()
-	created, err := creation.Wait(ctx)
+	created, err := unlessStuck(ctx, bootTime, creation.Wait)
 	if err != nil {
 		return vm.Exit{}, err
 	}
 	v.Backend, v.Isolation = created.Backend, created.Isolation
-	started, err := starting.Wait(ctx)
+	started, err := unlessStuck(ctx, bootTime, starting.Wait)
 	if err != nil {
 		return vm.Exit{}, err
 	}
@@ -240,16 +240,12 @@ func (m *Manager) exec(ctx context.Context, client *shim.Client, claim *shim.Cla
 	}
 	stop := forward(ctx, execution, signals, streams)
 	defer stop()
-	// The shim keeps the time. One that is stopped, though not dead, does not.
-	patience := time.Duration(command.TimeoutSeconds)*time.Second + stuckTime
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, errStuck)
-	defer cancel()
-	exit, err := execution.Wait(ctx)
-	if err != nil && errors.Is(context.Cause(ctx), errStuck) {
-		return vm.Exit{}, errStuck
-	}
-	return exit, err
+	return unlessStuck(ctx, time.Duration(command.TimeoutSeconds)*time.Second+stuckTime, execution.Wait)
 }
+
+// bootTime is how long a shim may take to make a VM, and how long to start it:
+// many times what that takes on a busy machine.
+const bootTime = time.Minute
 
 // stuckTime is how much longer than a command's timeout a shim may take to
 // answer, which has to kill what does not want to be killed.
@@ -259,6 +255,18 @@ const stuckTime = 12 * time.Second
 // killed, and the VM with it.
 var errStuck = vm.Errorf(vm.CodeVMFailed, "the process that owns the VM does not answer").
 	WithHint("it may have been stopped (SIGSTOP), or the machine is overloaded")
+
+// unlessStuck waits for an answer of the shim's for so long. The shim keeps a
+// command's time, but one that is stopped, though not dead, does not.
+func unlessStuck[T any](ctx context.Context, patience time.Duration, wait func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errStuck)
+	defer cancel()
+	answer, err := wait(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), errStuck) {
+		err = errStuck
+	}
+	return answer, err
+}
 
 // forward passes signals on to a command until stop is called, and the one
 // that says that nobody reads its output any more.

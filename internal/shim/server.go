@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net"
 	"os"
 	"sync"
 	"syscall"
@@ -34,11 +35,11 @@ const queued = 256
 func Main(args []string, drivers []backend.Driver) int {
 	// Nothing is touched by somebody's mistake: a shim mounts over /proc and
 	// removes a directory.
-	if err := spawned(args[2]); err != nil {
-		fmt.Fprintf(os.Stderr, "%s is started by pyro itself: %v\n", role, err)
-		return vm.ExitFailure
+	err := spawned(args[2])
+	var conn *net.UnixConn
+	if err == nil {
+		conn, err = unixConn(controlFD)
 	}
-	conn, err := unixConn(controlFD)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s is started by pyro itself: %v\n", role, err)
 		return vm.ExitFailure
